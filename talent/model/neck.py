@@ -1,0 +1,103 @@
+"""The neck: three maps meet the sentence, then each other.
+
+B batch, N = grid x grid tokens, D image width, C neck width, E sentence width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from talent.model.rca import rca_cost_aggregation
+
+
+class LinearBatchNorm(nn.Module):
+    """A 1x1 convolution without bias and its BatchNorm, on tokens: [B, N, in] -> [B, N, out]."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out, bias=False)
+        self.norm = nn.BatchNorm1d(width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).view_as(y)
+
+
+class ConvBatchNorm(nn.Sequential):
+    """A 3x3 convolution without bias, BatchNorm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+                         nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class SentenceFusion(nn.Module):
+    """RCA with one word, the sentence: `relu(bn(w <v, t>)) * v`."""
+
+    def __init__(self, *, width: int):
+        super().__init__()
+        self.text = nn.Linear(width, width, bias=False)
+        self.gate = LinearBatchNorm(1, width)
+
+    def prompt(self, sentence: Tensor) -> Tensor:
+        """sentence [B, C] -> t [B, 1, C]."""
+        return F.relu(self.text(sentence)).unsqueeze(1)
+
+    def forward(self, visual: Tensor, text: Tensor) -> Tensor:
+        """visual [B, N, C], text [B, 1, C] -> [B, N, C]."""
+        if self.training:  # BatchNorm needs the statistics of this batch, so that it cannot be folded
+            cost = visual @ text.transpose(1, 2)  # [B, N, 1]
+            return F.relu(self.gate(cost)) * visual
+        weight, bias = folded_gate(self.gate)
+        return rca_cost_aggregation(visual, text, weight, bias, "relu")
+
+
+def folded_gate(gate: LinearBatchNorm) -> tuple[Tensor, Tensor]:
+    """The gate's linear layer with its BatchNorm's running statistics folded in: weight [C, 1], bias [C]."""
+    norm = gate.norm
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return gate.linear.weight * scale[:, None], norm.bias - norm.running_mean * scale
+
+
+@dataclass(frozen=True)
+class NeckOutput:
+    """scales: three maps [B, N, C] after the fusion with the sentence. aggregated: their 1x1 aggregation [B, N, C].
+    features: the neck's result [B, N, C]."""
+
+    scales: tuple[Tensor, ...]
+    aggregated: Tensor
+    features: Tensor
+
+
+class Neck(nn.Module):
+    """taps (three [B, N, D]) and the sentence's vectors -> NeckOutput. grid: tokens per side."""
+
+    def __init__(self, *, image_width: int, sentence_width: int, width: int, grid: int):
+        super().__init__()
+        self.txt_proj = nn.Linear(sentence_width, width)
+        self.projections = nn.ModuleList(LinearBatchNorm(image_width, width) for _ in range(3))
+        self.fusions = nn.ModuleList(SentenceFusion(width=width) for _ in range(3))
+        self.aggregation = LinearBatchNorm(3 * width, width)
+        self.coord_conv = nn.Sequential(ConvBatchNorm(width + 2, width), ConvBatchNorm(width, width))
+        line = torch.linspace(-1, 1, grid)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        self.register_buffer("coordinates", torch.stack([x, y])[None], persistent=False)  # [1, 2, grid, grid]
+
+    def prompt(self, state: Tensor) -> tuple[Tensor, ...]:
+        """state [B, E] -> three t [B, 1, C]."""
+        sentence = self.txt_proj(state)
+        return tuple(fusion.prompt(sentence) for fusion in self.fusions)
+
+    def forward(self, taps: tuple[Tensor, ...], texts: tuple[Tensor, ...]) -> NeckOutput:
+        scales = tuple(fusion(F.relu(project(tap)), text) for tap, project, fusion, text
+                       in zip(taps, self.projections, self.fusions, texts, strict=True))
+        aggregated = F.relu(self.aggregation(torch.cat(scales, 2)))  # [B, N, C]
+        side = self.coordinates.shape[2]
+        grid = aggregated.transpose(1, 2).unflatten(2, (side, side))  # [B, C, grid, grid]
+        coordinates = self.coordinates.expand(grid.shape[0], -1, -1, -1).to(grid.dtype)
+        located = self.coord_conv(torch.cat([grid, coordinates], 1)).flatten(2).transpose(1, 2)  # [B, N, C]
+        return NeckOutput(scales=scales, aggregated=aggregated, features=aggregated + located)

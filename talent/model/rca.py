@@ -1,0 +1,97 @@
+"""Rectified cost aggregation: the one operator that carries words into the image features.
+
+B batch, N image tokens, K words (1 in the neck), D channels. Source: paper arXiv 2604.00609, the RCA equations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = ("none", "relu")
+
+
+def rca_reference(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """`act((visual @ text^T) @ weight^T + bias) * visual` in standard operators.
+
+    visual [B, N, D], text [B, K, D], weight [D, K], bias [D], one floating dtype; returns [B, N, D].
+    """
+    cost = visual @ text.transpose(1, 2)  # [B, N, K]
+    gate = cost @ weight.t() + bias  # [B, N, D]
+    if activation == "relu":
+        gate = F.relu(gate)
+    return gate * visual
+
+
+def _check(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {ACTIVATIONS}, received {activation!r}")
+    if visual.dim() != 3 or text.dim() != 3 or weight.dim() != 2 or bias.dim() != 1:
+        raise ValueError("expected visual [B,N,D], text [B,K,D], weight [D,K], bias [D]; received "
+                         f"{tuple(visual.shape)}, {tuple(text.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}")
+
+
+@torch.library.custom_op("talent::rca_cost_aggregation", mutates_args=())
+def rca_cost_aggregation(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """The operator `talent::rca_cost_aggregation`; shapes and formula as in `rca_reference`."""
+    _check(visual, text, weight, bias, activation)
+    return rca_reference(visual, text, weight, bias, activation)
+
+
+@rca_cost_aggregation.register_fake
+def _(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    _check(visual, text, weight, bias, activation)
+    return torch.empty_like(visual)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    visual, text, weight, bias, activation = inputs
+    ctx.save_for_backward(visual, text, weight, bias)
+    ctx.activation = activation
+
+
+def _backward(ctx, grad: Tensor):
+    visual, text, weight, bias = ctx.saved_tensors
+    cost = visual @ text.transpose(1, 2)  # [B, N, K]
+    gate = cost @ weight.t() + bias  # [B, N, D]
+    grad_gate = grad * visual
+    if ctx.activation == "relu":
+        grad_gate = grad_gate * (gate > 0)
+        gate = F.relu(gate)
+    grad_cost = grad_gate @ weight  # [B, N, K]
+    grad_visual = grad * gate + grad_cost @ text
+    grad_text = grad_cost.transpose(1, 2) @ visual
+    grad_weight = grad_gate.flatten(0, 1).t() @ cost.flatten(0, 1)
+    return grad_visual, grad_text, grad_weight, grad_gate.sum((0, 1)), None
+
+
+rca_cost_aggregation.register_autograd(_backward, setup_context=_setup_context)
+
+# Under autocast the operator is opaque: its inputs must be brought to one type, as a matrix product would do.
+torch.library.register_autocast("talent::rca_cost_aggregation", "cpu", torch.bfloat16)
+torch.library.register_autocast("talent::rca_cost_aggregation", "cuda", torch.float16)
+
+
+class RectifiedCostAggregator(nn.Module):
+    """RCA of a block adapter: `back_proj(cost_proj(P T^t) * P)` with P of the image and T of the words.
+
+    text_width: width of the words. words: their number K, fixed by `cost_proj`. width: D.
+    """
+
+    def __init__(self, *, text_width: int, words: int, width: int):
+        super().__init__()
+        self.image_proj = nn.Linear(width, width)
+        self.text_proj = nn.Linear(text_width, width)
+        self.cost_proj = nn.Linear(words, width)
+        self.back_proj = nn.Linear(width, width)
+
+    def prompt(self, words: Tensor) -> Tensor:
+        """What depends on the words alone: [B, K, text_width] -> T [B, K, D]."""
+        return self.text_proj(words)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """image [B, N, D], text = T [B, K, D] -> [B, N, D]."""
+        aggregated = rca_cost_aggregation(
+            self.image_proj(image), text, self.cost_proj.weight, self.cost_proj.bias, "none")
+        return self.back_proj(aggregated)

@@ -1,0 +1,69 @@
+"""The TALENT network: a sentence and a picture in, the logits of one object's mask out.
+
+B batch, L words, S image size, N image tokens, C width of neck, decoder and projector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from talent.model.decoder import Decoder
+from talent.model.neck import Neck, NeckOutput
+from talent.model.projector import Projector
+from talent.model.text import TextFeatures, TextTower
+from talent.model.vision import VisionTower
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything that depends on the words alone, once per expression.
+
+    adapters: T of each image adapter [B, L, A]. neck: three [B, 1, C]. keys, values: of each decoder layer [B, L, C].
+    kernel [B, 9, M] and kernel_bias [B, 1]: the dynamic convolution.
+    """
+
+    adapters: tuple[Tensor, ...]
+    neck: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    kernel: Tensor
+    kernel_bias: Tensor
+
+
+@dataclass(frozen=True)
+class TalentOutput:
+    """logits [B, 1, 4 grid, 4 grid]; neck: its maps; text: words and state; sentence [B, C] = txt_proj(state)."""
+
+    logits: Tensor
+    neck: NeckOutput
+    text: TextFeatures
+    sentence: Tensor
+
+
+class TalentModel(nn.Module):
+    """`TalentModel(image [B, 3, S, S] float32, tokens [B, L] int64) -> TalentOutput`."""
+
+    def __init__(self, *, text: TextTower, vision: VisionTower, neck: Neck, decoder: Decoder, projector: Projector):
+        super().__init__()
+        self.text, self.vision, self.neck, self.decoder, self.projector = text, vision, neck, decoder, projector
+
+    def prompt(self, text: TextFeatures) -> Prompt:
+        """The text half after the tower: no picture is needed."""
+        keys, values = self.decoder.prompt(text.words)
+        kernel, kernel_bias = self.projector.prompt(text.state)
+        return Prompt(adapters=self.vision.prompt(text.words), neck=self.neck.prompt(text.state),
+                      keys=keys, values=values, kernel=kernel, kernel_bias=kernel_bias)
+
+    def segment(self, image: Tensor, prompt: Prompt) -> tuple[Tensor, NeckOutput]:
+        """The image half: no text work. Returns the logits and the neck's maps."""
+        taps = self.vision(image, prompt.adapters)
+        neck = self.neck(taps, prompt.neck)
+        decoded = self.decoder(neck.features, prompt.keys, prompt.values)
+        return self.projector(decoded, prompt.kernel, prompt.kernel_bias), neck
+
+    def forward(self, image: Tensor, tokens: Tensor) -> TalentOutput:
+        text = self.text(tokens)
+        logits, neck = self.segment(image, self.prompt(text))
+        return TalentOutput(logits=logits, neck=neck, text=text, sentence=self.neck.txt_proj(text.state))

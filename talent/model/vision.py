@@ -1,0 +1,94 @@
+"""The image tower: a DINOv2 ViT with registers (timm), with text-conditioned adapters in some blocks.
+
+B batch, N = grid x grid image tokens, P = 5 prefix tokens (class + 4 registers), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from talent.model.adapters import DenseImageAdapter, RcaImageAdapter
+
+PATCH = 14
+PREFIX = 5
+GATE = 0.2  # initial value of ls_gate, frozen in the published training
+
+
+class AdaptedBlock(nn.Module):
+    """A timm block with an adapter beside its MLP: with `h = norm2 x`, `x + ls2 * (mlp(h) + gate * adapter(h, text))`."""
+
+    def __init__(self, block: nn.Module, adapter: nn.Module, width: int):
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = block.norm1, block.attn, block.ls1
+        self.norm2, self.mlp, self.ls2 = block.norm2, block.mlp, block.ls2
+        self.adapter = adapter
+        self.ls_gate = nn.Parameter(torch.full((width,), GATE), requires_grad=False)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        h = self.norm2(x)
+        return x + self.ls2(self.mlp(h) + self.ls_gate * self.adapter(h, text))
+
+
+class VisionTower(nn.Module):
+    """image [B, 3, S, S] and the adapters' texts -> three maps [B, N, D] (taps).
+
+    backbone: a timm VisionTransformer with 4 registers and no class position. adapter: "dense", "rca" or "none".
+    """
+
+    def __init__(self, backbone: nn.Module, *, image_size: int, adapter: str, adapter_blocks: tuple[int, ...],
+                 adapter_width: int, text_width: int, words: int, taps: tuple[int, ...]):
+        super().__init__()
+        width = backbone.embed_dim
+        self.grid = image_size // PATCH
+        self.taps = taps
+        self.patch_embed = backbone.patch_embed.proj
+        self.cls_token = backbone.cls_token
+        self.reg_token = backbone.reg_token
+        self.pos_embed = backbone.pos_embed  # [1, pretraining grid^2, D]
+        self.norm = backbone.norm
+        self.blocks = nn.ModuleList()
+        for i, block in enumerate(backbone.blocks):
+            if adapter == "none" or i not in adapter_blocks:
+                self.blocks.append(block)
+                continue
+            sizes = dict(width=width, adapter_width=adapter_width, text_width=text_width, words=words)
+            built = (DenseImageAdapter(**sizes, prefix=PREFIX, grid=self.grid) if adapter == "dense"
+                     else RcaImageAdapter(**sizes))
+            self.blocks.append(AdaptedBlock(block, built, width))
+
+    def adapted(self) -> list[AdaptedBlock]:
+        """The blocks with an adapter, from the image on."""
+        return [block for block in self.blocks if isinstance(block, AdaptedBlock)]
+
+    def prompt(self, words: Tensor) -> tuple[Tensor, ...]:
+        """T of every adapter: words [B, L, W] -> one [B, L, A] each."""
+        return tuple(block.adapter.rca.prompt(words) for block in self.adapted())
+
+    def positions(self) -> Tensor:
+        """Position embeddings of this image size, [1, N, D].
+
+        Bicubic with DINOv2's scale factor `(grid + 0.1) / pretraining grid`: giving the size instead differs by up
+        to 0.019 on the published weights (model.md).
+        """
+        side = round(self.pos_embed.shape[1] ** 0.5)
+        if side == self.grid:
+            return self.pos_embed
+        table = self.pos_embed.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table, scale_factor=(self.grid + 0.1) / side, mode="bicubic", antialias=False)
+        return table.flatten(2).transpose(1, 2)
+
+    def forward(self, image: Tensor, texts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        patches = self.patch_embed(image).flatten(2).transpose(1, 2) + self.positions()  # [B, N, D]
+        batch = image.shape[0]
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), patches], 1)
+        remaining = iter(texts)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x, next(remaining)) if isinstance(block, AdaptedBlock) else block(x)
+            if i in self.taps[:2]:
+                maps.append(x[:, PREFIX:])
+        maps.append(self.norm(x)[:, PREFIX:])
+        return tuple(maps)
