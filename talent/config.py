@@ -69,11 +69,11 @@ class ModelConfig:
 
 PRESETS = {
     "tiny": ModelConfig(
-        preset="tiny", image_size=224, context_length=20, vocab_size=4096, text_backbone="", text_positions=20,
-        text_width=96, text_heads=3, text_layers=3, text_embed=128, text_adapter="none", text_adapter_blocks=(),
-        vision_backbone="vit_small_patch14_reg4_dinov2", vision_width=128, vision_depth=6, vision_heads=4,
-        layer_scale=1.0, position_grid=16, vision_adapter="rca", vision_adapter_width=64,
-        vision_adapter_blocks=(1, 3, 5), taps=(1, 3, 5), width=96, mask_width=48, decoder_layers=2, decoder_heads=3,
+        preset="tiny", image_size=168, context_length=20, vocab_size=4096, text_backbone="", text_positions=20,
+        text_width=96, text_heads=3, text_layers=3, text_embed=96, text_adapter="none", text_adapter_blocks=(),
+        vision_backbone="vit_small_patch14_reg4_dinov2", vision_width=128, vision_depth=6, vision_heads=2,
+        layer_scale=1.0, position_grid=12, vision_adapter="rca", vision_adapter_width=64,
+        vision_adapter_blocks=(1, 3, 5), taps=(1, 3, 5), width=96, mask_width=48, decoder_layers=2, decoder_heads=2,
         decoder_hidden=192, dropout=0.0),
     "small": ModelConfig(
         preset="small", image_size=406, text_adapter="none", text_adapter_blocks=(),

@@ -34,12 +34,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TalentOutput:
-    """logits [B, 1, 4 grid, 4 grid]; neck: its maps; text: words and state; sentence [B, C] = txt_proj(state)."""
+    """logits [B, 1, 4 grid, 4 grid]; neck: its maps; text: words and state; sentence [B, C] = txt_proj(state).
+
+    contrast: states [B, R, E] of further sentences per sample, which only the losses look at.
+    """
 
     logits: Tensor
     neck: NeckOutput
     text: TextFeatures
     sentence: Tensor
+    contrast: Tensor | None = None
 
 
 class TalentModel(nn.Module):
@@ -63,7 +67,10 @@ class TalentModel(nn.Module):
         decoded = self.decoder(neck.features, prompt.keys, prompt.values)
         return self.projector(decoded, prompt.kernel, prompt.kernel_bias), neck
 
-    def forward(self, image: Tensor, tokens: Tensor) -> TalentOutput:
+    def forward(self, image: Tensor, tokens: Tensor, contrast: Tensor | None = None) -> TalentOutput:
+        """contrast: token ids [B, R, L] of further sentences, encoded in the same pass so that gradients synchronise."""
         text = self.text(tokens)
         logits, neck = self.segment(image, self.prompt(text))
-        return TalentOutput(logits=logits, neck=neck, text=text, sentence=self.neck.txt_proj(text.state))
+        states = None if contrast is None else self.text(contrast.flatten(0, 1)).state.unflatten(0, contrast.shape[:2])
+        return TalentOutput(logits=logits, neck=neck, text=text, sentence=self.neck.txt_proj(text.state),
+                            contrast=states)

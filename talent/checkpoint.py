@@ -1,0 +1,112 @@
+"""Checkpoints: a directory with model.safetensors, tokenizer.json and config.yaml (no pickle for weights)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from talent import provenance
+from talent.config import ModelConfig
+from talent.errors import UserError
+from talent.files import atomic_directory
+from talent.model import TalentModel, build_model
+from talent.model.lora import LoraSettings, add_lora
+from talent.require import require
+from talent.tokenizer import Tokenizer, build_clip_tokenizer
+
+WEIGHTS, TOKENIZER, CONFIG = "model.safetensors", "tokenizer.json", "config.yaml"
+FORMAT = 1
+PACKAGES = ("torch", "timm", "open_clip_torch", "peft", "numpy")
+
+
+@dataclass
+class Checkpoint:
+    """A network with everything that is needed to go on from it. lora: its settings where factors are not merged."""
+
+    model: TalentModel
+    config: ModelConfig
+    tokenizer: Tokenizer
+    lora: LoraSettings | None = None
+    training: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+
+
+def new_checkpoint(config: ModelConfig, *, pretrained: bool = False) -> Checkpoint:
+    """A fresh network of `config` with its tokenizer."""
+    tokenizer = build_clip_tokenizer(context_length=config.context_length, vocab_size=config.vocab_size)
+    return Checkpoint(build_model(config, pretrained=pretrained), config, tokenizer)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, *, half: bool = False, extra: dict | None = None) -> None:
+    """Write the directory `path` whole or not at all. half: weights as float16. extra: {file name: bytes writer}."""
+    with atomic_directory(path, marker=CONFIG) as directory:
+        write_checkpoint(checkpoint, directory, half=half)
+        for name, write in (extra or {}).items():
+            write(directory / name)
+
+
+def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, half: bool = False) -> None:
+    """The three files of a checkpoint, into an existing directory."""
+    safetensors = require("safetensors.torch", extra="train")
+    yaml = require("yaml", extra="train")
+    weights = {k: _stored(v, half) for k, v in checkpoint.model.state_dict().items()}
+    safetensors.save_file(weights, directory / WEIGHTS)
+    checkpoint.tokenizer.save(directory / TOKENIZER)
+    content = {
+        "format": FORMAT,
+        "model": checkpoint.config.to_dict(),
+        "lora": asdict(checkpoint.lora) if checkpoint.lora else None,
+        "training": checkpoint.training,
+        "metrics": checkpoint.metrics,
+        "commit": provenance.commit(),
+        "versions": provenance.versions(*PACKAGES),
+    }
+    (directory / CONFIG).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if half and tensor.is_floating_point() else tensor
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint directory; the model is in eval mode, LoRA factors unmerged.
+
+    Raises UserError where the directory is missing, incomplete, of a newer format, or does not fit its config.
+    """
+    path = Path(path)
+    safetensors = require("safetensors", extra="train")
+    yaml = require("yaml", extra="train")
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: expected a directory with {WEIGHTS}, {TOKENIZER} and {CONFIG}; "
+                        "make one with talent-train or talent-import")
+    for name in (WEIGHTS, TOKENIZER, CONFIG):
+        if not (path / name).is_file():
+            raise UserError(f"{path} is not a checkpoint: {name} is missing; expected a directory that talent-train or "
+                            "talent-import wrote")
+    try:
+        content = yaml.safe_load((path / CONFIG).read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path / CONFIG} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{path / CONFIG}: expected 'format' and 'model', received "
+                        f"{sorted(content) if isinstance(content, dict) else type(content).__name__}")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path / CONFIG}: expected format {FORMAT}, received {content.get('format')!r}; "
+                        "a newer talent-edge wrote it: pip install --upgrade talent-edge")
+    config = ModelConfig.from_dict(content["model"])
+    model = build_model(config)
+    lora = LoraSettings(**content["lora"]) if content.get("lora") else None
+    if lora:
+        add_lora(model, lora)
+    try:
+        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path / WEIGHTS} does not hold the weights that {CONFIG} describes: "
+                        f"{' '.join(str(error).split())[:300]}") from error
+    tokenizer = Tokenizer.load(path / TOKENIZER, config.context_length)
+    return Checkpoint(model.eval(), config, tokenizer, lora, content.get("training") or {}, content.get("metrics") or {})

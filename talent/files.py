@@ -1,0 +1,103 @@
+"""Files and directories that are either the old ones or the new ones, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from talent.errors import UserError
+
+_AT_FDCWD = -100  # <fcntl.h>: paths are relative to the working directory
+_RENAME_EXCHANGE = 2  # <linux/fs.h>: swap two names in one step
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; run: mkdir -p {path.parent}")
+
+
+def _beside(path: Path) -> Path:
+    """A free hidden name in the same folder (so the same file system) that keeps the suffix some writers look at."""
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `path` when the block ends well and vanishes when it raises.
+
+    The bytes are on the disk before the name is, so a power cut leaves the old file or the new one.
+    Raises UserError when the folder is missing or not writable, or when `path` is a directory.
+    """
+    path = Path(path)
+    _require_parent(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory, expected a file name")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
+    temporary = _beside(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path, *, marker: str | None = None) -> Iterator[Path]:
+    """Yield an empty directory to fill; it becomes `path` when the block ends well and vanishes when it raises.
+
+    A directory that is already at `path` is replaced only when it is empty or holds a file named `marker` (such as
+    `bundle.json`): a mistyped output path must not cost somebody's pictures. Raises UserError otherwise, before any
+    work is done, and when the parent folder is missing.
+    """
+    path = Path(path)
+    path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    _require_parent(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write {path}: it is a file, expected a directory or a free name")
+    if path.is_dir() and any(path.iterdir()) and not (marker and (path / marker).is_file()):
+        wanted = f"has no {marker} in it, so it was not made by this command" if marker else "is not empty"
+        raise UserError(f"will not replace the directory {path}: it {wanted}; name another one or remove it first")
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+    except PermissionError as error:
+        raise UserError(f"cannot write {path}: no permission to write in {path.parent}") from error
+    try:
+        yield temporary
+        _move_into_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(new: Path, path: Path) -> None:
+    """`new` becomes `path`; what was at `path` afterwards lies at `new` or is gone."""
+    if not path.exists():
+        os.rename(new, path)
+    elif not _exchange(new, path):
+        old = _beside(path)
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step, so that there is no moment without a `b`. False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), ctypes.c_uint(_RENAME_EXCHANGE)) == 0
