@@ -168,7 +168,7 @@ def upsample_bicubic(grid: np.ndarray, size: int) -> np.ndarray:
 
 
 def probability_on_photo(logits: np.ndarray, box: Letterbox) -> np.ndarray:
-    """The network's logits (float32 [h, w]) -> the probability of every pixel of the photo (float32 [H, W] in [0, 1])."""
+    """The network's logits (float32 [h, w]) -> the probability of each photo pixel, float32 [H, W] in [0, 1]."""
     if logits.ndim != 2:
         raise ValueError(f"expected logits as [h, w], received {list(logits.shape)}")
     # The logistic function by tanh, which does not overflow for very negative logits.

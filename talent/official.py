@@ -8,6 +8,7 @@ layers, and fused query-key-value weights of the decoder are three.
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from talent.config import ModelConfig, preset
-from talent.errors import UserError
+from talent.errors import UserError, suggest
 from talent.model import TalentModel, build_model
 from talent.model.text import from_clip
+
+PRESETS = ("base", "large")  # those that official checkpoints exist for
 
 # Entries of the official file that no computation reads.
 UNUSED = re.compile(r"txt_backbone\.logit_scale|dinov2\.mask_token")
@@ -97,6 +100,23 @@ def _to_tensors(state_dict: Mapping) -> dict[str, Tensor]:
     return {key.removeprefix("module."): torch.as_tensor(value) for key, value in state_dict.items()}
 
 
+class KeyMismatch(UserError):
+    """A state dict that is not an official one. problems: what is wrong -> every key with that fault."""
+
+    def __init__(self, problems: dict[str, list[str]]):
+        self.problems = problems
+        super().__init__(self.message())
+
+    def message(self, most: int | None = None) -> str:
+        """One line; `most` cuts each list of keys after that many."""
+        faults = []
+        for fault, keys in self.problems.items():
+            left_out = 0 if most is None else max(0, len(keys) - most)
+            shown = keys[:len(keys) - left_out] + ([f"and {left_out} more"] if left_out else [])
+            faults.append(f"{len(keys)} {fault}: {', '.join(shown)}")
+        return "the state dict is not an official TALENT checkpoint of this preset: " + "; ".join(faults)
+
+
 def from_official(state_dict: Mapping, *, preset: str | ModelConfig) -> TalentModel:
     """The network with the weights of an official state dict (keys with or without `module.`), in eval mode.
 
@@ -104,9 +124,14 @@ def from_official(state_dict: Mapping, *, preset: str | ModelConfig) -> TalentMo
     `cost_proj` (17 for RefCOCO and RefCOCO+, 22 for RefCOCOg). Raises UserError listing missing, unexpected or
     misshapen keys.
     """
+    return convert_official(state_dict, preset=preset)[1]
+
+
+def convert_official(state_dict: Mapping, *, preset: str | ModelConfig) -> tuple[ModelConfig, TalentModel]:
+    """`from_official` with the config of the network, whose `context_length` is the checkpoint's L."""
     config = _resolve(preset)
     official = _to_tensors(state_dict)
-    words = [v.shape[1] for k, v in official.items() if k.endswith("cross.cost_proj.weight")]
+    words = [v.shape[1] for k, v in official.items() if k.endswith("cross.cost_proj.weight") and v.ndim == 2]
     if words:
         config = dataclasses.replace(config, context_length=words[0])
     weights: dict[str, Tensor] = {}
@@ -123,11 +148,15 @@ def from_official(state_dict: Mapping, *, preset: str | ModelConfig) -> TalentMo
     model = build_model(config)
     _check_keys(model, weights, sources)
     model.load_state_dict(weights)
-    return model.eval()
+    return config, model.eval()
 
 
 def _resolve(name: str | ModelConfig) -> ModelConfig:
-    return name if isinstance(name, ModelConfig) else preset(name)
+    if isinstance(name, ModelConfig):
+        return name
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r} of an official checkpoint{suggest(name, PRESETS)}")
+    return preset(name)
 
 
 def _check_keys(model: TalentModel, weights: dict[str, Tensor], sources: dict[str, str]) -> None:
@@ -136,10 +165,9 @@ def _check_keys(model: TalentModel, weights: dict[str, Tensor], sources: dict[st
     unexpected = sorted({sources[k] for k in weights.keys() - own.keys()})
     shapes = [f"{sources[k]} (gives {tuple(weights[k].shape)}, expected {tuple(own[k].shape)})"
               for k in sorted(own.keys() & weights.keys()) if own[k].shape != weights[k].shape]
-    problems = [f"{len(names)} {what}: {', '.join(names)}" for what, names in
-                (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
-    if problems:
-        raise UserError("the state dict is not an official TALENT checkpoint of this preset: " + "; ".join(problems))
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(faults.values()):
+        raise KeyMismatch({fault: keys for fault, keys in faults.items() if keys})
 
 
 def load_official_file(path: Path) -> dict[str, Tensor]:
@@ -148,9 +176,13 @@ def load_official_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no such checkpoint: {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or hostile file; each of them is bad input
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint of tensors: {error}") from error
+    except pickle.UnpicklingError as error:  # torch's own advice is to load the file unsafely
+        raise UserError(f"{path}: expected a PyTorch checkpoint of tensors; it is something else, or holds code that "
+                        "would run on loading; download it again from its source") from error
+    except Exception as error:  # torch raises many kinds for a damaged file; each of them is bad input
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:150]}); "
+                        "download it again") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: expected a dict with 'state_dict', as the official code saves it")
     return dict(state)

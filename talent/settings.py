@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -79,9 +80,11 @@ class TrainSettings:
                                    ("precision", self.precision, PRECISIONS)):
             if value not in known:
                 raise UserError(f"{name}: expected one of {', '.join(known)}, received {value!r}{suggest(value, known)}")
-        for name in ("train_samples", "val_samples", "steps", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, received {getattr(self, name)}")
+        for name, value in (("train_samples", self.train_samples), ("val_samples", self.val_samples),
+                            ("steps", self.steps), ("batch_size", self.batch_size),
+                            ("validate_every", self.validate_every), ("lora.rank", self.lora.rank)):
+            if value < 1:
+                raise UserError(f"{name}: expected at least 1, received {value}")
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -97,14 +100,14 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     """Settings of the command line; unknown keys, there or in the YAML, raise a UserError with the nearest known one."""
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="talent-train", exit_on_error=False, epilog=EXAMPLE,
+        prog="talent-train", exit_on_error=False, allow_abbrev=False, epilog=EXAMPLE,
         description="Train or fine-tune TALENT (full, adapters, LoRA).",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_class_arguments(TrainSettings, skip={"output"})
     parser.add_argument("-o", "--output", required=True, help="directory of the run")
     try:
-        values = parser.instantiate(parser.parse_args(argv))
+        values = parser.instantiate(parser.parse_args(_config_first(argv)))
     except (argparse.ArgumentError, TypeError) as error:
         raise UserError(_advice(str(error))) from error
     del values["config"]
@@ -113,15 +116,25 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     return settings
 
 
+def _config_first(argv: Sequence[str] | None) -> list[str]:
+    """The arguments with --config in front: jsonargparse lets the last one win, but the command line always should."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    found, rest = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    return [f"--config={path}" for path in found.config] + rest
+
+
 def _advice(message: str) -> str:
     """jsonargparse's message on one line, with the nearest known setting where a name is unknown."""
     message = " ".join(message.split())
-    unknown = re.search(r"(?:unrecognized arguments: --|Option '|Key ')([\w.-]+)", message)
+    unknown = re.search(r"(?:unrecognized arguments: --|Option '|Key ')(?P<name>[\w.-]+)"
+                        r"|Group '(?P<group>\w+)' does not accept option '(?P<option>\w+)'", message)
     if not unknown:
         return message
+    name = unknown["name"] or f"{unknown['group']}.{unknown['option']}"
     known = [f.name for f in dataclasses.fields(TrainSettings)]
     known += [f"{group}.{f.name}" for group, cls in (("lora", LoraSettings), ("losses", LossWeights))
               for f in dataclasses.fields(cls)]
-    return f"unknown setting {unknown[1]!r}{suggest(unknown[1], known)}"
+    return f"unknown setting {name!r}{suggest(name, known)}"
 
 

@@ -36,16 +36,17 @@ class Tokenizer:
 
     The ids equal those of `open_clip`, whose cleaning is ftfy, HTML entities, white space and lower case. What ftfy
     does to well-formed text is done here too: composed characters, straight quotes, split ligatures, plain widths, no
-    control characters. What it does to text that was decoded wrongly ("itâ€™s" for "it's", terminal colours) is not:
-    such a sentence gets other ids. A literal "<end_of_text>" in a sentence is text here, not the end token.
+    control characters. What it does to mangled text (decoded wrongly, as "itâ€™s" for "it's", or with terminal
+    colours) is not: such a sentence gets other ids. A literal "<end_of_text>" in a sentence is text here, not the end
+    token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, context_length: int) -> None:
         start, end = backend.token_to_id(START), backend.token_to_id(END)
         if start is None or end is None or end != backend.get_vocab_size() - 1:
-            raise UserError(f"not a TALENT tokenizer: expected {END!r} as the last of its tokens and {START!r} before it")
+            raise UserError(f"not a TALENT tokenizer: expected {END!r} as its last token, and {START!r} among them")
         if context_length < 3:
-            raise UserError(f"expected a context length of at least 3 (start, one token, end), received {context_length}")
+            raise UserError(f"expected a context length of at least 3 (start, word, end), received {context_length}")
         self.context_length = context_length
         self.start_id = start
         self.end_id = end
@@ -126,7 +127,7 @@ def build_clip_tokenizer(*, context_length: int, vocab_size: int = VOCAB_SIZE) -
 
 
 def _clean(text: str) -> str:
-    """What the normaliser inside tokenizer.json cannot do: entities, ligatures, widths, stray surrogates, final sigma."""
+    """What the normaliser of tokenizer.json cannot do: entities, ligatures, widths, lone surrogates, final sigma."""
     text = html.unescape(html.unescape(text))
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.translate(_REWRITE).lower()

@@ -33,7 +33,7 @@ BACKDROPS = {
 SMALL, BIG = (16 / 224, 22 / 224), (30 / 224, 42 / 224)  # radii, in sides of the picture
 CLOSEST = 0.82  # least distance of two centres, in the sum of their reaches: below 1 a thing may hide a part of another
 VISIBLE = 0.65  # least visible part; the margin above 0.6 is for the coarse grid on which it is measured
-ATTEMPTS = 20_000  # an attempt succeeds about once in 10 to 100; running out means that the vocabulary is broken
+ATTEMPTS = 20_000  # an attempt takes about 0.1 ms and most scenes need a few; running out means a broken vocabulary
 
 # How a thing of the target's category differs from the target.
 DISTRACTORS = (("colour", 0.5), ("size", 0.25), ("texture", 0.1), ("nothing", 0.15))

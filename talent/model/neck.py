@@ -26,6 +26,11 @@ class LinearBatchNorm(nn.Module):
         y = self.linear(x)
         return self.norm(y.flatten(0, 1)).view_as(y)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The one linear layer that both are with the running statistics: weight [out, in], bias [out]."""
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return self.linear.weight * scale[:, None], self.norm.bias - self.norm.running_mean * scale
+
 
 class ConvBatchNorm(nn.Sequential):
     """A 3x3 convolution without bias, BatchNorm and ReLU."""
@@ -41,7 +46,7 @@ class SentenceFusion(nn.Module):
     def __init__(self, *, width: int):
         super().__init__()
         self.text = nn.Linear(width, width, bias=False)
-        self.gate = LinearBatchNorm(1, width)
+        self.gate: LinearBatchNorm | nn.Linear = LinearBatchNorm(1, width)
 
     def prompt(self, sentence: Tensor) -> Tensor:
         """sentence [B, C] -> t [B, 1, C]."""
@@ -52,15 +57,9 @@ class SentenceFusion(nn.Module):
         if self.training:  # BatchNorm needs the statistics of this batch, so that it cannot be folded
             cost = visual @ text.transpose(1, 2)  # [B, N, 1]
             return F.relu(self.gate(cost)) * visual
-        weight, bias = folded_gate(self.gate)
+        gate = self.gate
+        weight, bias = (gate.weight, gate.bias) if isinstance(gate, nn.Linear) else gate.folded()
         return rca_cost_aggregation(visual, text, weight, bias, "relu")
-
-
-def folded_gate(gate: LinearBatchNorm) -> tuple[Tensor, Tensor]:
-    """The gate's linear layer with its BatchNorm's running statistics folded in: weight [C, 1], bias [C]."""
-    norm = gate.norm
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return gate.linear.weight * scale[:, None], norm.bias - norm.running_mean * scale
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ def rca_reference(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, ac
 def _check(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {ACTIVATIONS}, received {activation!r}")
-    if visual.dim() != 3 or text.dim() != 3 or weight.dim() != 2 or bias.dim() != 1:
+    fits = visual.dim() == 3 and text.dim() == 3 and weight.dim() == 2 and bias.dim() == 1
+    if fits:  # spelt out, because broadcasting would hide a wrong size and give gradients of another shape
+        batch, _, width = visual.shape
+        fits = (text.shape[0] == batch and text.shape[2] == width and weight.shape[0] == width
+                and weight.shape[1] == text.shape[1] and bias.shape[0] == width)
+    if not fits:
         raise ValueError("expected visual [B,N,D], text [B,K,D], weight [D,K], bias [D]; received "
                          f"{tuple(visual.shape)}, {tuple(text.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)}")
 

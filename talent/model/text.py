@@ -53,11 +53,12 @@ class TextBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width=width)
         self.adapter = TextAdapter(width=width, adapter_width=adapter_width) if adapter_width else None
+        self.adapter_scale = ADAPTER_SCALE
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x), mask)
         y = x + self.mlp(self.norm2(x))
-        return y if self.adapter is None else y + ADAPTER_SCALE * self.adapter(x)
+        return y if self.adapter is None else y + self.adapter_scale * self.adapter(x)
 
 
 class TextTower(nn.Module):

@@ -29,7 +29,10 @@ class AdaptedBlock(nn.Module):
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
         h = self.norm2(x)
-        return x + self.ls2(self.mlp(h) + self.ls_gate * self.adapter(h, text))
+        adapted = self.adapter(h, text)
+        if self.ls_gate is not None:  # None once it is folded into the adapter
+            adapted = self.ls_gate * adapted
+        return x + self.ls2(self.mlp(h) + adapted)
 
 
 class VisionTower(nn.Module):

@@ -1,0 +1,29 @@
+# Targets are what CI runs. PYTHON: the interpreter that makes the virtual environment (3.10 - 3.12).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint clean
+
+$(INSTALLED): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing PyTorch, ONNX, ModelOpt and TensorRT-RTX into $(VENV): some 7 GB, some minutes"
+	$(BIN)/python -m pip install --quiet --progress-bar on -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## tune, merge, export, build engines, compare: demo/report.html
+	$(BIN)/python demo/run.py
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)  ## the tests that take minutes (the base preset's engines)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build dist demo/out demo/report.html demo/report.json *.egg-info

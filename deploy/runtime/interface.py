@@ -1,0 +1,49 @@
+"""What a backend is, and the agreement between the two graphs of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from talent.errors import UserError
+
+TOKENS = "tokens"
+IMAGE = "image"
+LOGITS = "logits"
+
+
+class Backend(Protocol):
+    """Runs the two graphs. Prompt tensors pass through by name: a backend does not know what they mean."""
+
+    name: str
+
+    def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """int64 [B, L] -> the prompt tensors, arrays that the caller may keep."""
+
+    def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w] that the caller may keep."""
+
+    def close(self) -> None:
+        """Free what the backend holds; closing twice is fine."""
+
+
+def check_graphs(where: str, *, text_inputs: Mapping[str, object], text_outputs: Mapping[str, object],
+                 vision_inputs: Mapping[str, object], vision_outputs: Mapping[str, object]) -> None:
+    """Compare the names and element types (given in any form) of two graphs; UserError when they do not fit."""
+    again = "export the bundle again with talent-export"
+    if set(text_inputs) != {TOKENS} or IMAGE not in vision_inputs or LOGITS not in vision_outputs:
+        raise UserError(f"{where}: expected text({TOKENS}) and vision({IMAGE}, ...) -> {LOGITS}, received "
+                        f"text({', '.join(text_inputs)}) and vision({', '.join(vision_inputs)}) -> "
+                        f"{', '.join(vision_outputs)}; {again}")
+    wanted = {name: kind for name, kind in vision_inputs.items() if name != IMAGE}
+    for name, kind in wanted.items():
+        if name not in text_outputs:
+            raise UserError(f"{where}: vision expects the prompt tensor {name!r}, which text does not make "
+                            f"(it makes {', '.join(text_outputs)}); {again}")
+        if text_outputs[name] != kind:
+            raise UserError(f"{where}: vision expects {name!r} as {kind}, text makes {text_outputs[name]}; {again}")
+    if unused := set(text_outputs) - set(wanted):
+        names = ", ".join(sorted(unused))
+        raise UserError(f"{where}: text makes prompt tensors that vision does not take: {names}; {again}")

@@ -1,0 +1,58 @@
+"""The two graphs in ONNX Runtime, on the CPU: the runner where no GPU is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deploy.bundle import Bundle
+from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
+from talent.errors import UserError
+from talent.require import require
+
+
+class OnnxRuntimeBackend:
+    """Runs text.onnx and vision.onnx of a bundle. `threads`: how many per operator, None for one per core."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise UserError(f"expected at least one thread, received {threads}")
+        self._onnxruntime = require("onnxruntime", extra="cpu")
+        self._text = self._session(bundle.text_onnx, threads)
+        self._vision = self._session(bundle.vision_onnx, threads)
+        check_graphs(str(bundle.directory), text_inputs=_types(self._text.get_inputs()),
+                     text_outputs=_types(self._text.get_outputs()), vision_inputs=_types(self._vision.get_inputs()),
+                     vision_outputs=_types(self._vision.get_outputs()))
+        self._prompt_names = [output.name for output in self._text.get_outputs()]
+
+    def _session(self, path: Path, threads: int | None):
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: a missing GPU is no news here
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            return self._onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exception classes have no common base but Exception
+            reason = " ".join(str(error).split())
+            raise UserError(f"ONNX Runtime cannot load {path}: {reason}; copy the bundle again or export it again with "
+                            "talent-export") from error
+
+    def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """int64 [B, L] -> the prompt tensors by name."""
+        return dict(zip(self._prompt_names, self._text.run(self._prompt_names, {TOKENS: tokens}), strict=True))
+
+    def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w]."""
+        logits, = self._vision.run([LOGITS], {IMAGE: image, **prompt})
+        return logits.astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        self._text = self._vision = None
+
+
+def _types(values) -> dict[str, str]:
+    return {value.name: value.type for value in values}

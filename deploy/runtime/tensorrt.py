@@ -1,0 +1,107 @@
+"""The two engines of a bundle in TensorRT or TensorRT-RTX, driven by Polygraphy."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from deploy.bundle import GRAPHS, Bundle
+from deploy.runtime.gpu import gpu_architecture
+from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
+from talent.errors import UserError
+from talent.require import require
+
+RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # the Python package, and the pip extra that brings it
+
+
+class TensorRTBackend:
+    """Runs text.plan and vision.plan. `runtime`: "tensorrt" or "tensorrt_rtx"; one process can use one of the two.
+
+    Raises UserError, before any engine is read, when there is no GPU or driver, when the package is missing, or when
+    the bundle has no engine for this package, version and GPU; afterwards when an engine does not load.
+    """
+
+    def __init__(self, bundle: Bundle, *, runtime: str) -> None:
+        self.name = runtime
+        self._stack = contextlib.ExitStack()
+        architecture = gpu_architecture()
+        if architecture is None:
+            raise UserError(f"{runtime} needs an NVIDIA GPU and its driver, and none was found (nvidia-smi lists "
+                            "them); use the backend onnxruntime instead")
+        version = _version(runtime)
+        paths = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
+        polygraphy = polygraphy_for(runtime)
+        try:
+            self._text, self._vision = (self._runner(polygraphy, path) for path in paths)
+            check_graphs(str(paths[0].parent), **_interface("text", self._text.engine),
+                         **_interface("vision", self._vision.engine))
+        except BaseException:
+            self.close()
+            raise
+
+    def _engine(self, bundle: Bundle, graph: str, version: str, architecture: str) -> Path:
+        path = bundle.engine(graph, runtime=self.name, version=version, arch=architecture)
+        if path is None:
+            have = {f"{e.runtime} {e.version} {e.arch}" for e in bundle.engines if e.graph == graph}
+            raise UserError(f"{bundle.directory} has no {graph} engine for {self.name} {version} on {architecture} (it "
+                            f"has: {', '.join(sorted(have)) or 'none'}); engines belong to one version and GPU: run "
+                            "talent-export again on this machine")
+        return path
+
+    def _runner(self, polygraphy: ModuleType, path: Path):
+        exception = require("polygraphy.exception", extra=RUNTIMES[self.name]).PolygraphyException
+        try:
+            return self._stack.enter_context(polygraphy.TrtRunner(polygraphy.EngineFromPath(str(path)), name=path.stem))
+        except exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.name} cannot load {path}: {reason} (its own messages are above); the engine is "
+                            "damaged or was built elsewhere: run talent-export again on this machine") from error
+
+    def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """int64 [B, L] -> the prompt tensors by name."""
+        outputs = self._text.infer({TOKENS: np.ascontiguousarray(tokens)})
+        # The runner hands out views of its own host buffers, which the next call overwrites.
+        return {name: np.array(value) for name, value in outputs.items()}
+
+    def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w]."""
+        outputs = self._vision.infer({IMAGE: np.ascontiguousarray(image), **prompt})
+        return np.array(outputs[LOGITS], dtype=np.float32)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _version(runtime: str) -> str:
+    try:
+        return require(runtime, extra=RUNTIMES[runtime]).__version__
+    except (ImportError, OSError) as error:  # the package is there, its libraries are not
+        reason = " ".join(str(error).split())
+        raise UserError(f"{runtime} is installed but does not load: {reason}; reinstall it, or use the backend "
+                        "onnxruntime") from error
+
+
+def polygraphy_for(runtime: str) -> ModuleType:
+    """`polygraphy.backend.trt`, which binds itself to one of the two packages when it is first imported."""
+    wanted = runtime == "tensorrt_rtx"
+    config = require("polygraphy.config", extra=RUNTIMES[runtime])
+    if "polygraphy.util" in sys.modules and bool(config.USE_TENSORRT_RTX) != wanted:
+        other = "tensorrt_rtx" if config.USE_TENSORRT_RTX else "tensorrt"
+        raise UserError(f"this process already uses {other} through Polygraphy, which can use one of tensorrt and "
+                        f"tensorrt_rtx in a process; start another process for {runtime}")
+    config.USE_TENSORRT_RTX = wanted
+    return require("polygraphy.backend.trt", extra=RUNTIMES[runtime])
+
+
+def _interface(graph: str, engine) -> dict[str, dict[str, str]]:
+    sides: dict[str, dict[str, str]] = {f"{graph}_inputs": {}, f"{graph}_outputs": {}}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        side = "inputs" if engine.get_tensor_mode(name).name == "INPUT" else "outputs"
+        sides[f"{graph}_{side}"][name] = str(engine.get_tensor_dtype(name))
+    return sides

@@ -1,0 +1,53 @@
+"""Networks small enough to build in a fraction of a second, with numbers as after training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from talent.config import ModelConfig, preset
+from talent.model import TalentModel, build_model
+
+TINY = preset("tiny")
+# Everything that tiny leaves out: convolution branches, text adapters, a position table of another size.
+DENSE = dataclasses.replace(
+    TINY, preset="dense", image_size=112, position_grid=11, text_adapter="dense", text_adapter_blocks=(0, 2),
+    text_adapter_width=32, vision_adapter="dense", vision_adapter_blocks=(1, 4))
+CONFIGS = {"tiny": TINY, "dense": DENSE}
+
+
+def network(config: ModelConfig, *, seed: int = 0) -> TalentModel:
+    """A network of `config` in eval mode whose norms, scales and gates are far from their first values."""
+    torch.manual_seed(seed)
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.weight.normal_(1, 0.2)
+                module.bias.normal_(0, 0.2)
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+        for name, parameter in model.named_parameters():
+            if name.endswith((".gamma", ".ls_gate")):
+                parameter.normal_(0.6, 0.2)
+    return model
+
+
+def inputs(config: ModelConfig, batch: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """image [B, 3, S, S] and tokens [B, L]: start, 2 to L - 3 words, end, zeros."""
+    rng = np.random.default_rng(seed)
+    image = rng.standard_normal((batch, 3, config.image_size, config.image_size), dtype=np.float32)
+    tokens = np.zeros((batch, config.context_length), np.int64)
+    for row in tokens:
+        words = int(rng.integers(2, config.context_length - 2))
+        row[:words + 2] = [config.vocab_size - 2, *rng.integers(1, config.vocab_size - 2, words), config.vocab_size - 1]
+    return torch.from_numpy(image), torch.from_numpy(tokens)
+
+
+def relative_error(received: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest expected magnitude."""
+    return float((received - expected).abs().max() / expected.abs().max())
