@@ -10,7 +10,6 @@ to itself; the few calls that a build takes are made here directly.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import signal
 import threading
@@ -20,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from deploy.runtime.gpu import gpu_architecture
 from talent.errors import UserError
 from talent.files import atomic_write
 from talent.require import require
 
 RUNTIMES = ("tensorrt", "tensorrt_rtx")
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 PORTABLE = "portable"
-"""The `arch` of a TensorRT-RTX engine for compute capability 8.0 and later; Turing wants an engine of its own (sm75)."""
-
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
+"""The `arch` of a TensorRT-RTX engine for compute capability 8.0 and later; Turing wants one of its own (sm75)."""
 
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Smallest, usual and largest shape of one input."""
@@ -53,11 +52,6 @@ class EngineBuild:
     runtime: Runtime
     arch: str
     """The GPU it is for: "sm87", "sm86+sm89", or PORTABLE."""
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder under a bundle's `engines` that keeps engines of different builders apart."""
-        return f"{self.runtime.name}-{self.runtime.version}-{self.arch}"
 
 
 def installed_runtimes() -> list[Runtime]:
@@ -89,7 +83,7 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
     if not onnx_path.is_file():
         raise UserError(f"no ONNX file at {onnx_path}")
     chosen = _choose(runtime)
-    trt = require(chosen.name, extra=chosen.name.replace("_", "-"))
+    trt = require(chosen.name, extra=_EXTRAS[chosen.name])
     if archs and chosen.name == "tensorrt":
         raise UserError("TensorRT builds for the GPU it runs on, expected no archs; drop them or take tensorrt_rtx")
     device = _device_arch() if chosen.name == "tensorrt" else None
@@ -110,7 +104,8 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError("\n  ".join([f"{chosen.name} {chosen.version} built no engine from {onnx_path}:", *messages]))
+        said = "".join(f"\n  {message}" for message in messages)
+        raise RuntimeError(f"{chosen.name} {chosen.version} built no engine from {onnx_path}:{said}")
     with atomic_write(plan_path) as temporary:
         temporary.write_bytes(plan)
     return EngineBuild(path=Path(plan_path), bytes=plan.nbytes, seconds=time.monotonic() - started, runtime=chosen,
@@ -126,8 +121,8 @@ def _choose(name: str | None) -> Runtime:
             return runtime
     wanted = name or " or ".join(RUNTIMES)
     have = ", ".join(runtime.name for runtime in installed) or "neither TensorRT"
-    raise UserError(f"{wanted} is not installed (found {have}); run: pip install tensorrt_rtx on an RTX desktop or a "
-                    "machine without a GPU; on a Jetson, JetPack brings tensorrt")
+    raise UserError(f"{wanted} is not installed (found {have}); run: pip install 'talent-edge[rtx]' on an RTX "
+                    "desktop or a machine without a GPU; on a Jetson, JetPack brings tensorrt")
 
 
 def _strongly_typed(trt: ModuleType) -> int:
@@ -170,22 +165,12 @@ def _target(trt: ModuleType, config, archs: Sequence[str]) -> str:
 
 
 def _device_arch() -> str:
-    """"sm" and the compute capability of the first visible GPU, which full TensorRT needs and builds for."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise UserError(f"TensorRT builds only where its GPU is, and there is no NVIDIA driver here ({error}); build on "
-                        "the device, or take tensorrt_rtx") from error
-    device, numbers = ctypes.c_int(), []
-    failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
-    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        failed = failed or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        numbers.append(value.value)
-    if failed:
-        raise UserError(f"TensorRT builds only where its GPU is, and the driver shows none (CUDA error {failed}); run: "
-                        "nvidia-smi")
-    return "sm{}{}".format(*numbers)
+    """The GPU here, which full TensorRT needs and builds for."""
+    arch = gpu_architecture()
+    if arch is None:
+        raise UserError("TensorRT builds only where its GPU is, and the driver shows none; run: nvidia-smi; to build "
+                        "without a GPU: pip install 'talent-edge[rtx]' and take tensorrt_rtx")
+    return arch
 
 
 def _logger(trt: ModuleType, messages: list[str]):
@@ -224,7 +209,7 @@ def _interruptible() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def _progress_bar(trt: ModuleType, name: str, interrupted: threading.Event, *, enabled: bool) -> Iterator:
     """A TensorRT progress monitor that draws its outermost phase and stops the build once `interrupted` is set."""
-    tqdm = require("tqdm", extra="deploy").tqdm
+    tqdm = require("tqdm", extra="export").tqdm
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

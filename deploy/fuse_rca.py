@@ -33,7 +33,7 @@ class RcaMatch:
     """[D]."""
     relu: bool
     nodes: tuple[onnx.NodeProto, ...]
-    """Transpose, MatMul, MatMul, Add, [Relu], Mul; the last one's output is the RCA's output."""
+    """Transpose, MatMul, MatMul, [Add], [Relu], Mul; the last one's output is the RCA's output."""
 
     @property
     def output(self) -> str:
@@ -120,22 +120,31 @@ def _match(graph: _Graph, product: onnx.NodeProto, mix: onnx.NodeProto) -> RcaMa
         raise _Mismatch(f"Transpose {transpose.name!r} should swap the last two of three dimensions, got perm {perm}")
     graph.only_consumer(product.output[0], "MatMul")
 
-    add = graph.only_consumer(mix.output[0], "Add")
+    nodes = [transpose, product, mix]
     weight = graph.constant(mix.input[1])
-    bias_name = add.input[1] if add.input[0] == mix.output[0] else add.input[0]
-    bias = graph.constant(bias_name)
-    if bias is None or bias.size != weight.shape[1] or bias.shape[-1:] != (bias.size,):
-        raise _Mismatch(f"Add {add.name!r} should add a constant bias of {weight.shape[1]} numbers, got {bias_name!r}")
-
-    after = graph.only_consumer(add.output[0], "Mul", "Relu")
-    relu = after.op_type == "Relu"
-    mul = graph.only_consumer(after.output[0], "Mul") if relu else after
-    gate = after.output[0] if relu else add.output[0]
-    other = mul.input[1] if mul.input[0] == gate else mul.input[0]
+    bias = np.zeros(weight.shape[1], weight.dtype)  # onnxsim drops the Add of a bias that is still all zeros
+    node = graph.only_consumer(mix.output[0], "Add", "Relu", "Mul")
+    if node.op_type == "Add":
+        name = _other_input(node, mix.output[0])
+        bias = graph.constant(name)
+        if bias is None or bias.size != weight.shape[1] or bias.shape[-1:] != (bias.size,):
+            raise _Mismatch(f"Add {node.name!r} should add a constant bias of {weight.shape[1]} numbers, got {name!r}")
+        nodes.append(node)
+        node = graph.only_consumer(node.output[0], "Relu", "Mul")
+    relu = node.op_type == "Relu"
+    if relu:
+        nodes.append(node)
+        node = graph.only_consumer(node.output[0], "Mul")
+    other = _other_input(node, nodes[-1].output[0])
     if not graph.same(other, visual):
-        raise _Mismatch(f"Mul {mul.name!r} should multiply by {visual!r} again, but multiplies by {other!r}")
-    nodes = (transpose, product, mix, add, *([after] if relu else []), mul)
-    return RcaMatch(visual=visual, text=transpose.input[0], weight=weight, bias=bias.reshape(-1), relu=relu, nodes=nodes)
+        raise _Mismatch(f"Mul {node.name!r} should multiply by {visual!r} again, but multiplies by {other!r}")
+    return RcaMatch(visual=visual, text=transpose.input[0], weight=weight, bias=bias.reshape(-1), relu=relu,
+                    nodes=(*nodes, node))
+
+
+def _other_input(node: onnx.NodeProto, name: str) -> str:
+    """What a node of two inputs takes beside `name`."""
+    return node.input[1] if node.input[0] == name else node.input[0]
 
 
 def fuse_rca(model: onnx.ModelProto, *, expected: int) -> onnx.ModelProto:

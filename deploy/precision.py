@@ -47,7 +47,7 @@ def simplify(model: onnx.ModelProto, *, feeds: Feeds) -> onnx.ModelProto:
     `feeds` is one run's inputs, on which both graphs must agree to 1e-3 of the largest output; RuntimeError otherwise.
     A linear layer stays MatMul + Add: onnxsim's Gemm, with a Reshape on each side, hides the RCA and the attention.
     """
-    onnxsim = require("onnxsim", extra="deploy")
+    onnxsim = require("onnxsim", extra="export")
     simplified, _ = onnxsim.simplify(model, skipped_optimizers=list(_GEMM_FUSIONS))
     worst = max(deviation(simplified, model, feeds=feeds).values())
     if not worst < 1e-3:
@@ -280,7 +280,7 @@ def _patterns(names: Iterable[str]) -> list[str]:
 
 def _reader(samples: Sequence[Feeds]):
     """ONNX Runtime's calibration reader over `samples`, with a progress bar from the first pass on."""
-    calibrate = require("onnxruntime.quantization.calibrate", extra="deploy")
+    calibrate = require("onnxruntime.quantization.calibrate", extra="export")
 
     class Reader(calibrate.CalibrationDataReader):
         def __init__(self) -> None:
@@ -300,13 +300,13 @@ def _reader(samples: Sequence[Feeds]):
 
 def _progress(samples: Iterable[Feeds], name: str) -> Iterable[Feeds]:
     """`samples` with a progress bar, on a terminal only."""
-    return require("tqdm", extra="deploy").tqdm(samples, desc=name, unit="sample", leave=False, disable=None)
+    return require("tqdm", extra="export").tqdm(samples, desc=name, unit="sample", leave=False, disable=None)
 
 
 @contextlib.contextmanager
 def _session(model: onnx.ModelProto) -> Iterator:
     """An ONNX Runtime session on the CPU; the file it maps its weights from is gone afterwards."""
-    onnxruntime = require("onnxruntime", extra="deploy")
+    onnxruntime = require("onnxruntime", extra="export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as directory:
@@ -323,12 +323,12 @@ def _run(session, feeds: Feeds) -> dict[str, np.ndarray]:
 def _modelopt(module: str):
     """A ModelOpt module, imported without its log lines."""
     with _quiet():
-        return require(module, extra="deploy")
+        return require(module, extra="export")
 
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A directory for everything that is written meanwhile, also by libraries that make temporary files of their own."""
+    """A directory for all that is written meanwhile, also by libraries that make temporary files of their own."""
     with tempfile.TemporaryDirectory() as directory:
         before, tempfile.tempdir = tempfile.tempdir, directory
         try:

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_builds_every_precision(rtx: Runtime, folder: Path, tmp_path: Path, name: str, capfd) -> None:
     assert (folder / "fp32.onnx.data").is_file()
     built = build_engine(folder / f"{name}.onnx", tmp_path / "x.plan", runtime="tensorrt_rtx", profiles=toy.profiles())
-    assert (built.runtime, built.arch, built.folder) == (rtx, PORTABLE, f"tensorrt_rtx-{rtx.version}-portable")
+    assert (built.runtime, built.arch, built.path) == (rtx, PORTABLE, tmp_path / "x.plan")
     assert built.bytes == (tmp_path / "x.plan").stat().st_size > 100_000
     assert 0 < built.seconds < 60
     assert [file.name for file in tmp_path.iterdir()] == ["x.plan"]
@@ -87,7 +87,8 @@ def test_the_parsers_words_are_shown(rtx: Runtime, tmp_path: Path, capfd) -> Non
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])
     node = helper.make_node("NoSuchOperator", ["x"], ["y"], name="odd_one", domain="nobody")
     graph = helper.make_graph([node], "bad", [value], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "bad.onnx")
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, tmp_path / "bad.onnx")
     with pytest.raises(UserError, match="(?s)cannot read .*bad.onnx:.*NoSuchOperator"):
         build_engine(tmp_path / "bad.onnx", tmp_path / "x.plan", runtime="tensorrt_rtx", profiles={})
     assert capfd.readouterr() == ("", "")
@@ -100,8 +101,19 @@ def test_no_runtime_says_how_to_get_one(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine.importlib, "import_module", import_module)
     assert installed_runtimes() == []
     (tmp_path / "x.onnx").touch()
-    with pytest.raises(UserError, match="found neither TensorRT.*pip install tensorrt_rtx.*JetPack"):
+    with pytest.raises(UserError, match="found neither TensorRT.*talent-edge.rtx.*JetPack"):
         build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={})
+
+
+def test_full_tensorrt_without_a_gpu_says_so(monkeypatch, tmp_path: Path) -> None:
+    trt = SimpleNamespace(__version__="10.13")
+    monkeypatch.setattr(engine.importlib, "import_module", lambda name: trt)
+    monkeypatch.setattr(engine, "gpu_architecture", lambda: None)
+    (tmp_path / "x.onnx").touch()
+    with pytest.raises(UserError, match="driver shows none; run: nvidia-smi"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={}, runtime="tensorrt")
+    with pytest.raises(UserError, match="expected no archs"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={}, runtime="tensorrt", archs=["sm86"])
 
 
 def test_a_broken_runtime_is_not_taken_for_a_missing_one(monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.fuse_rca import DOMAIN, OP_TYPE, find_rca, fuse_rca
-from deploy.precision import run
+from deploy.precision import run, simplify
 from tests.deploy import toy
 
 
@@ -25,8 +25,9 @@ def attributes(node: onnx.NodeProto) -> dict:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def one_rca(words: int = 3, relu: bool = False, swap: bool = False, bias: bool = True, perm=(0, 2, 1)) -> onnx.ModelProto:
-    """visual [B,4,5], text [B,words,5] -> [B,4,5] in the fewest nodes, with the operands of Add and Mul swapped or not."""
+def one_rca(words: int = 3, relu: bool = False, swap: bool = False, addend: str = "bias",
+            perm: tuple[int, ...] = (0, 2, 1)) -> onnx.ModelProto:
+    """visual [B,4,5], text [B,words,5] -> [B,4,5] in the fewest nodes; swap: the operands of Add and Mul."""
     rng = np.random.default_rng(0)
 
     def order(left: str, right: str) -> list[str]:
@@ -36,7 +37,7 @@ def one_rca(words: int = 3, relu: bool = False, swap: bool = False, bias: bool =
         helper.make_node("Transpose", ["text"], ["text_t"], perm=list(perm)),
         helper.make_node("MatMul", ["visual", "text_t"], ["cost"]),
         helper.make_node("MatMul", ["cost", "weight"], ["mix"], name="mix"),
-        helper.make_node("Add", order("mix", "bias" if bias else "visual"), ["sum"]),
+        helper.make_node("Add", order("mix", addend), ["sum"]),
         *([helper.make_node("Relu", ["sum"], ["gate"])] if relu else []),
         helper.make_node("Mul", order("gate" if relu else "sum", "visual"), ["output"], name="gated"),
     ]
@@ -82,7 +83,8 @@ def test_export_fuses_every_rca_and_nothing_else(exported: onnx.ModelProto) -> N
         feeds = toy.feeds(batch)
         expected = run(exported, feeds=feeds)["logits"]
         assert expected.shape == (batch, 1, 14, 14)
-        np.testing.assert_allclose(run(fused, feeds=feeds)["logits"], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        tolerance = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(run(fused, feeds=feeds)["logits"], expected, rtol=0, atol=tolerance)
 
 
 def test_function_names_are_not_graph_names(exported: onnx.ModelProto) -> None:
@@ -99,12 +101,26 @@ def test_a_wrong_count_names_what_was_found(exported: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(("broken", "reason"), [
-    ({"bias": False}, "constant bias"),
+    ({"addend": "visual"}, "constant bias"),
     ({"perm": (0, 1, 2), "words": 5}, "swap the last two"),
 ])
 def test_a_near_miss_is_reported_with_its_reason(broken: dict, reason: str) -> None:
     with pytest.raises(RuntimeError, match=f"not an RCA: mix: .*{reason}"):
         fuse_rca(one_rca(**broken), expected=1)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_bias_of_zeros_that_onnxsim_dropped_comes_back(relu: bool) -> None:
+    model = one_rca(relu=relu)
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(5, np.float32), "bias"))
+    rng = np.random.default_rng(1)
+    feeds = {"visual": rng.standard_normal((2, 4, 5), dtype=np.float32),
+             "text": rng.standard_normal((2, 3, 5), dtype=np.float32)}
+    plain = simplify(model, feeds=feeds)
+    assert "Add" not in {node.op_type for node in plain.graph.node}
+    fused = fuse_rca(plain, expected=1)
+    assert [node.op_type for node in fused.graph.node] == [OP_TYPE]
+    np.testing.assert_allclose(run(fused, feeds=feeds)["output"], run(model, feeds=feeds)["output"], rtol=0, atol=1e-6)
 
 
 def test_a_cast_inside_is_a_near_miss() -> None:

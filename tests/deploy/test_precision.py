@@ -42,8 +42,9 @@ def int8(plain: onnx.ModelProto) -> onnx.ModelProto:
 def types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every tensor."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input, *inferred.output)}
-    return values | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    constants = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    return {value.name: value.type.tensor_type.elem_type for value in values} | constants
 
 
 def layer(model: onnx.ModelProto, name: str, op_type: str) -> onnx.NodeProto:
@@ -158,8 +159,8 @@ def test_int8_error_is_moderate_and_rca_still_fuses(exported, int8) -> None:
 def test_readers_beside_a_quantized_layer_see_unrounded_values(int8) -> None:
     """norm2's output feeds fc1, which is quantized, and the RCA and the prefix tokens, which are not."""
     dequantized = {node.output[0] for node in int8.graph.node if node.op_type == "DequantizeLinear"}
-    others = [node for node in int8.graph.node if node.op_type not in ("MatMul", "Conv") and dequantized & set(node.input)]
-    assert others == []
+    readers = {node.op_type for node in int8.graph.node if dequantized & set(node.input)}
+    assert readers == {"MatMul", "Conv"}
 
 
 def test_int8_excludes_by_name_and_takes_entropy(plain) -> None:
@@ -172,10 +173,10 @@ def test_a_name_that_begins_like_an_attention_product_is_quantized_all_the_same(
     """ModelOpt 0.47 leaves out what begins like a node that it leaves out."""
     model = onnx.ModelProto()
     model.CopyFrom(plain)
-    attention = next(node.name for node in model.graph.node if "Softmax" in node.op_type)
-    product = next(n for n in model.graph.node if any(r.name == attention and n.output[0] in r.input for r in model.graph.node))
-    layer(model, "blocks.1.fc2.bias", "MatMul").name = product.name + "0"
-    assert product.name + "0" in quantized_nodes(to_int8(model, calibration=CALIBRATION[:1]))
+    scores = next(node.input[0] for node in model.graph.node if node.op_type == "Softmax")
+    name = next(node.name for node in model.graph.node if scores in node.output) + "0"
+    layer(model, "blocks.1.fc2.bias", "MatMul").name = name
+    assert name in quantized_nodes(to_int8(model, calibration=CALIBRATION[:1]))
 
 
 def test_bad_requests_are_refused(plain) -> None:
