@@ -18,13 +18,15 @@ import onnx
 import torch
 from tqdm import tqdm
 
+from calibration.quantize import to_int8
 from deploy.bundle import GRAPHS, MANIFEST, PRECISIONS, TEXT, TOKENIZER, VISION, Bundle, EngineRecord, engine_directory
 from deploy.engine import Profile, build_engine, installed_runtimes
 from deploy.fold import fold
 from deploy.fuse_rca import fuse_rca
 from deploy.graphs import IMAGE, TOKENS, export_text, export_vision, flatten_prompt
+from deploy.onnx_run import Feeds
 from deploy.parity import Parity, measure_parity
-from deploy.precision import Feeds, simplify, to_fp16, to_int8
+from deploy.precision import simplify, to_fp16
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint

@@ -9,10 +9,10 @@ import onnx
 import pytest
 import torch
 
+from calibration.quantize import quantized_nodes
 from deploy import Segmenter
 from deploy.bundle import Bundle
 from deploy.export import main
-from deploy.precision import quantized_nodes
 from talent.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from talent.data.shapes import ShapesDataset
 from talent.evaluate import torch_predictor

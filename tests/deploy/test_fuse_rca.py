@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.fuse_rca import DOMAIN, OP_TYPE, find_rca, fuse_rca
-from deploy.precision import run, simplify
+from deploy.onnx_run import run
+from deploy.precision import simplify
 from tests.deploy import toy
 
 

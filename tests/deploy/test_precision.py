@@ -10,8 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from calibration.quantize import quantizable, quantized_nodes, to_int8
 from deploy.fuse_rca import find_rca, fuse_rca
-from deploy.precision import deviation, peaks, quantizable, quantized_nodes, run, simplify, to_fp16, to_int8
+from deploy.onnx_run import deviation, peaks, run
+from deploy.precision import simplify, to_fp16
 from talent.errors import UserError
 from tests.deploy import toy
 

@@ -1,0 +1,1 @@
+"""INT8: which samples, which ranges, which layers."""
