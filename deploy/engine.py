@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from deploy.bundle import PORTABLE
 from deploy.runtime.gpu import gpu_architecture
 from talent.errors import UserError
 from talent.files import atomic_write
@@ -26,8 +27,7 @@ from talent.require import require
 
 RUNTIMES = ("tensorrt", "tensorrt_rtx")
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-PORTABLE = "portable"
-"""The `arch` of a TensorRT-RTX engine for compute capability 8.0 and later; Turing wants one of its own (sm75)."""
+
 
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Smallest, usual and largest shape of one input."""
@@ -139,9 +139,10 @@ def _optimization_profile(builder, network, profiles: Mapping[str, Profile]):
                         f"{sorted(missing)}; the graph has {', '.join(f'{n} {shape}' for n, shape in inputs.items())}")
     profile = builder.create_optimization_profile()
     for name, shapes in profiles.items():
-        fits = all(len(shape) == len(inputs[name]) and all(want in (-1, dim) for want, dim in zip(inputs[name], shape))
+        fits = all(len(shape) == len(inputs[name])
+                   and all(want in (-1, dim) for want, dim in zip(inputs[name], shape, strict=True))
                    for shape in shapes)
-        if len(shapes) != 3 or not fits or any(not a <= b <= c for a, b, c in zip(*shapes)):
+        if len(shapes) != 3 or not fits or any(not a <= b <= c for a, b, c in zip(*shapes, strict=True)):
             raise UserError(f"the profile of {name} must be min <= opt <= max shapes that fit {inputs[name]}, "
                             f"got {list(map(tuple, shapes))}")
         profile.set_shape(name, *(tuple(shape) for shape in shapes))

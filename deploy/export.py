@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from calibration.quantize import to_int8
 from deploy.bundle import GRAPHS, MANIFEST, PRECISIONS, TEXT, TOKENIZER, VISION, Bundle, EngineRecord, engine_directory
-from deploy.engine import Profile, build_engine, installed_runtimes
+from deploy.engine import Profile, Runtime, build_engine, installed_runtimes
 from deploy.fold import fold
 from deploy.fuse_rca import fuse_rca
 from deploy.graphs import IMAGE, TOKENS, export_text, export_vision, flatten_prompt
 from deploy.onnx_run import Feeds
 from deploy.parity import Parity, measure_parity
 from deploy.precision import simplify, to_fp16
+from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
@@ -135,10 +136,16 @@ def engine_profiles(path: Path, *, batch: int) -> dict[str, Profile]:
     return profiles
 
 
+def usable_runtimes() -> list[Runtime]:
+    """The installed TensorRTs that can build here: full TensorRT needs the GPU it builds for, TensorRT-RTX does not."""
+    return [runtime for runtime in installed_runtimes()
+            if runtime.name == "tensorrt_rtx" or gpu_architecture() is not None]
+
+
 def build_engines(bundle: Bundle, *, batch: int) -> Bundle:
     """Build both graphs with every installed TensorRT, into the bundle; returns it with the records of its engines."""
     records = []
-    for runtime in installed_runtimes():
+    for runtime in usable_runtimes():
         for graph in GRAPHS:
             source = bundle.directory / f"{graph}.onnx"
             scratch = bundle.directory / f"{graph}.plan"
@@ -248,9 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision=arguments.precision, data=arguments.data, calibration=arguments.calibration, parity=arguments.parity,
         max_miou_drop=arguments.max_miou_drop, allow_drop=arguments.allow_drop, engines=not arguments.no_engine,
         batch=arguments.batch)
-    if options.engines and not installed_runtimes():
-        raise UserError("no TensorRT is installed to build engines with; run: pip install 'talent-edge[rtx]' (or "
-                        "[tensorrt] on a Jetson), or add --no-engine to stop at ONNX")
+    if options.engines and not usable_runtimes():
+        installed = ", ".join(runtime.name for runtime in installed_runtimes()) or "none"
+        raise UserError(f"no TensorRT can build engines here (installed: {installed}; full TensorRT needs its GPU); "
+                        "run: pip install 'talent-edge[rtx]', or add --no-engine to stop at ONNX")
     bundle = export_bundle(arguments.checkpoint, arguments.output, options)
     print_summary(bundle)
     return 0
@@ -259,7 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def print_summary(bundle: Bundle) -> None:
     """What was made, and what it lost."""
     source, parity = bundle.source, bundle.parity
-    print(f"LoRA: {source['lora_layers_merged']} layers merged, logits changed by {source['merge_max_abs']:.1e} at most")
+    print(f"LoRA: {source['lora_layers_merged']} layers merged, logits changed by "
+          f"{source['merge_max_abs']:.1e} at most")
     print(f"parity on {parity['samples']} expressions of {parity['data']} ({parity['backend']}, CPU): mIoU "
           f"{parity['miou_reference']:.4f} -> {parity['miou']:.4f}, masks agree {parity['mask_agreement']:.4f}, "
           f"logits differ by {parity['logits_max_abs']:.2e} at most")

@@ -45,7 +45,10 @@ def _scale_output(linear: nn.Linear, scale: Tensor | float) -> None:
 
 @torch.no_grad()
 def fold_scales(model: TalentModel) -> int:
-    """LayerScale, the adapters' gates and the text adapters' 0.2 into the linear layer before each. Returns how many."""
+    """LayerScale, the adapters' gates and the text adapters' 0.2, each into the linear layer before it.
+
+    Returns how many there were.
+    """
     folded = 0
     for block in model.vision.blocks:
         _scale_output(block.attn.proj, block.ls1.gamma)

@@ -90,15 +90,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         content = yaml.safe_load((path / CONFIG).read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path / CONFIG} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{path / CONFIG}: expected 'format' and 'model', received "
-                        f"{sorted(content) if isinstance(content, dict) else type(content).__name__}")
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path / CONFIG}: expected 'format' and the settings of 'model', received "
+                        f"{list(content) if isinstance(content, dict) else type(content).__name__}")
     if content.get("format") != FORMAT:
         raise UserError(f"{path / CONFIG}: expected format {FORMAT}, received {content.get('format')!r}; "
                         "a newer talent-edge wrote it: pip install --upgrade talent-edge")
-    config = ModelConfig.from_dict(content["model"])
-    model = build_model(config)
-    lora = LoraSettings(**content["lora"]) if content.get("lora") else None
+    try:
+        config = ModelConfig.from_dict(content["model"])
+        lora = LoraSettings.from_dict(content["lora"]) if content.get("lora") else None
+        model = build_model(config)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from error
     if lora:
         add_lora(model, lora)
     try:
@@ -109,4 +112,5 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path / WEIGHTS} does not hold the weights that {CONFIG} describes: "
                         f"{' '.join(str(error).split())[:300]}") from error
     tokenizer = Tokenizer.load(path / TOKENIZER, config.context_length)
-    return Checkpoint(model.eval(), config, tokenizer, lora, content.get("training") or {}, content.get("metrics") or {})
+    return Checkpoint(model.eval(), config, tokenizer, lora, training=content.get("training") or {},
+                      metrics=content.get("metrics") or {})

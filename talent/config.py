@@ -64,6 +64,8 @@ class ModelConfig:
         for key in values:
             if key not in known:
                 raise UserError(f"unknown model setting {key!r}{suggest(key, known)}")
+        if "preset" not in values:
+            raise UserError("the model setting 'preset' is missing")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

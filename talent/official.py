@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -183,6 +183,7 @@ def load_official_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:150]}); "
                         "download it again") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(value, Tensor)
+                                                 for key, value in state.items()):
         raise UserError(f"{path}: expected a dict with 'state_dict', as the official code saves it")
     return dict(state)

@@ -79,7 +79,8 @@ class TrainSettings:
         for name, value, known in (("tune", self.tune, TUNINGS), ("data", self.data, DATASETS),
                                    ("precision", self.precision, PRECISIONS)):
             if value not in known:
-                raise UserError(f"{name}: expected one of {', '.join(known)}, received {value!r}{suggest(value, known)}")
+                raise UserError(f"{name}: expected one of {', '.join(known)}, received {value!r}"
+                                f"{suggest(value, known)}")
         for name, value in (("train_samples", self.train_samples), ("val_samples", self.val_samples),
                             ("steps", self.steps), ("batch_size", self.batch_size),
                             ("validate_every", self.validate_every), ("lora.rank", self.lora.rank)):
@@ -97,7 +98,7 @@ EXAMPLE = """example:
 
 
 def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
-    """Settings of the command line; unknown keys, there or in the YAML, raise a UserError with the nearest known one."""
+    """Settings of the command line; unknown keys, there or in the YAML, raise a UserError with the nearest one."""
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
         prog="talent-train", exit_on_error=False, allow_abbrev=False, epilog=EXAMPLE,

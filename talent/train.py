@@ -20,7 +20,7 @@ from talent.data.batches import RunSampler, TrainingSet
 from talent.data.registry import open_dataset
 from talent.errors import UserError, command
 from talent.evaluate import evaluate, torch_predictor
-from talent.losses import LossWeights, Losses, talent_losses
+from talent.losses import Losses, LossWeights, talent_losses
 from talent.model import TalentModel
 from talent.model.lora import add_lora, parameter_counts, select_trainable, set_training_mode
 from talent.model.talent import TalentOutput
@@ -101,8 +101,10 @@ class Run:
         processes = self.accelerator.num_processes  # accelerate deals whole batches to the processes in turn
         sampler = RunSampler(length=s.train_samples, batch_size=s.batch_size, batches=s.steps * processes, seed=s.seed,
                              start=self.step * processes)
+        # The loader draws its workers' seeds from a generator of its own: the global one belongs to dropout, which must
+        # go on after a resume as if nothing had happened.
         return torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=s.workers,
-                                           persistent_workers=False)
+                                           persistent_workers=False, generator=torch.Generator())
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> None:
         state = torch.load(self.output / LAST / STATE, map_location="cpu", weights_only=True)
@@ -179,6 +181,8 @@ def check_output(settings: TrainSettings) -> None:
     """A run never overwrites another one: the directory is new, or `resume` is set and it holds a run."""
     output = Path(settings.output)
     holds_run = (output / LAST / CONFIG).is_file()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"cannot write a run to {output}: it is a file, expected a directory or a free name")
     if settings.resume and not (output / LAST / STATE).is_file():
         raise UserError(f"nothing to resume in {output}: no {LAST}/{STATE}; leave --resume out to start a run")
     if not settings.resume and holds_run:

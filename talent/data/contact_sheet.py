@@ -23,7 +23,7 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> np.ndarray:
     height, width = SIDE + LINE * max(map(len, captions)) + 2 * GAP, SIDE + 2 * GAP
     rows = -(-len(samples) // columns)
     sheet = np.full((rows * height, columns * width, 3), PAPER, np.uint8)
-    for number, (sample, caption) in enumerate(zip(samples, captions)):
+    for number, (sample, caption) in enumerate(zip(samples, captions, strict=True)):
         top, left = number // columns * height + GAP, number % columns * width + GAP
         picture = _outlined(sample)
         y, x = top + (SIDE - picture.shape[0]) // 2, left + (SIDE - picture.shape[1]) // 2

@@ -58,7 +58,7 @@ REACH = {"circle": 1.0, "square": 1.15, "triangle": 1.25, "star": 1.25, "ring": 
          "heart": 1.15, "crescent": 1.2, "arrow": 1.25, "diamond": 1.2}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def contours(outline: str) -> tuple[np.ndarray, ...]:
     """Closed contours (float64 [n, 2], y down) of area centre 0 and greatest distance 1; a second one is a hole."""
     around = np.linspace(0, 2 * math.pi, 64, endpoint=False)
@@ -129,7 +129,7 @@ def visible_fractions(things: Sequence[Thing], size: int = 112) -> list[float]:
         labels[top:top + solid.shape[0], left:left + solid.shape[1]][solid] = number
         areas.append(max(int(solid.sum()), 1))
     seen = np.bincount(labels.ravel(), minlength=len(things) + 1)[1:]
-    return [int(count) / area for count, area in zip(seen, areas)]
+    return [int(count) / area for count, area in zip(seen, areas, strict=True)]
 
 
 def draw(things: Sequence[Thing], *, backdrops: Sequence[Backdrop], size: int,

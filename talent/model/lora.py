@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -23,6 +23,14 @@ class LoraSettings:
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
+
+    @classmethod
+    def from_dict(cls, values: dict) -> LoraSettings:
+        known = {field.name for field in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UserError(f"unknown LoRA setting {key!r}{suggest(key, known)}")
+        return cls(**values)
 
 
 def add_lora(model: TalentModel, settings: LoraSettings) -> None:

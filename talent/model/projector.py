@@ -5,7 +5,6 @@ B batch, C decoder width, M = C/2 mask channels, E sentence width, h = w = 4 x g
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -38,7 +38,8 @@ def _check(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activatio
 
 
 @torch.library.custom_op("talent::rca_cost_aggregation", mutates_args=())
-def rca_cost_aggregation(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+def rca_cost_aggregation(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor,
+                         activation: str = "none") -> Tensor:
     """The operator `talent::rca_cost_aggregation`; shapes and formula as in `rca_reference`."""
     _check(visual, text, weight, bias, activation)
     return rca_reference(visual, text, weight, bias, activation)

@@ -68,7 +68,7 @@ class TalentModel(nn.Module):
         return self.projector(decoded, prompt.kernel, prompt.kernel_bias), neck
 
     def forward(self, image: Tensor, tokens: Tensor, contrast: Tensor | None = None) -> TalentOutput:
-        """contrast: token ids [B, R, L] of further sentences, encoded in the same pass so that gradients synchronise."""
+        """contrast: token ids [B, R, L] of further sentences, encoded in the same pass: then gradients synchronise."""
         text = self.text(tokens)
         logits, neck = self.segment(image, self.prompt(text))
         states = None if contrast is None else self.text(contrast.flatten(0, 1)).state.unflatten(0, contrast.shape[:2])

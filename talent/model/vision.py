@@ -17,7 +17,7 @@ GATE = 0.2  # initial value of ls_gate, frozen in the published training
 
 
 class AdaptedBlock(nn.Module):
-    """A timm block with an adapter beside its MLP: with `h = norm2 x`, `x + ls2 * (mlp(h) + gate * adapter(h, text))`."""
+    """A timm block, an adapter beside its MLP: `x + ls2 * (mlp(h) + gate * adapter(h, text))` with `h = norm2 x`."""
 
     def __init__(self, block: nn.Module, adapter: nn.Module, width: int):
         super().__init__()
