@@ -108,7 +108,11 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     parser.add_class_arguments(TrainSettings, skip={"output"})
     parser.add_argument("-o", "--output", required=True, help="directory of the run")
     try:
-        values = parser.instantiate(parser.parse_args(_config_first(argv)))
+        parsed = parser.parse_args(_config_first(argv))
+        for name, value in parsed.items():  # jsonargparse lets a null in the YAML pass for every type
+            if value is None and name not in ("config", "init"):
+                raise UserError(f"{name}: expected a value, received null; leave the line out to take the default")
+        values = parser.instantiate(parsed)
     except (argparse.ArgumentError, TypeError) as error:
         raise UserError(_advice(str(error))) from error
     del values["config"]

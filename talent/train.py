@@ -120,18 +120,17 @@ class Run:
         """Run to the last step, validating and saving on the way."""
         settings, accelerator = self.settings, self.accelerator
         set_training_mode(self.network)
-        bar = tqdm(total=settings.steps, initial=self.step, desc="train", unit="step",
-                   disable=not accelerator.is_main_process)
-        for batch in self.loader:
-            started = time.perf_counter()
-            losses = self._update(batch)
-            self.step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{losses.total.item():.3f}", best=f"{max(self.best, 0):.3f}",
-                            samples_s=f"{settings.batch_size / (time.perf_counter() - started):.0f}")
-            if self.step % settings.validate_every == 0 or self.step == settings.steps:
-                self._validate_and_save(losses)
-        bar.close()
+        with tqdm(total=settings.steps, initial=self.step, desc="train", unit="step",
+                  disable=not accelerator.is_main_process) as bar:
+            for batch in self.loader:
+                started = time.perf_counter()
+                losses = self._update(batch)
+                self.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{losses.total.item():.3f}", best=f"{max(self.best, 0):.3f}",
+                                samples_s=f"{settings.batch_size / (time.perf_counter() - started):.0f}")
+                if self.step % settings.validate_every == 0 or self.step == settings.steps:
+                    self._validate_and_save(losses)
 
     def _update(self, batch: dict) -> Losses:
         tokens = batch["tokens"]  # [B, 3, L]

@@ -13,11 +13,6 @@ from deploy.precision import simplify
 from tests.deploy import toy
 
 
-@pytest.fixture(scope="module")
-def exported() -> onnx.ModelProto:
-    return toy.export()
-
-
 def calls(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == OP_TYPE and node.domain == DOMAIN]
 

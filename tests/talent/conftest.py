@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
@@ -14,22 +10,11 @@ from torch import Tensor
 from talent.model import TalentModel
 from talent.official import from_official
 
-PARITY = Path(__file__).resolve().parents[1] / "data" / "upstream_parity"
-
 
 @pytest.fixture(scope="session")
-def parity() -> ModuleType:
-    """tests/data/upstream_parity/weights.py."""
-    spec = importlib.util.spec_from_file_location("upstream_parity_weights", PARITY / "weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def expected() -> dict[str, np.ndarray]:
-    """What the official code computed on those weights."""
-    with np.load(PARITY / "expected_base.npz") as file:
+def expected(parity) -> dict[str, np.ndarray]:
+    """What the official code computed on the weights of `parity` (tests/data/upstream_parity)."""
+    with np.load(parity.HERE / "expected_base.npz") as file:
         return dict(file)
 
 

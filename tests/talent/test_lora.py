@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from talent.errors import UserError
-from talent.model.lora import (LoraSettings, add_lora, merge_lora, parameter_counts, select_trainable,
-                               set_training_mode)
+from talent.model.lora import LoraSettings, add_lora, merge_lora, parameter_counts, select_trainable, set_training_mode
 from tests.networks import CONFIGS, DENSE, TINY, inputs, network, relative_error
 
 RANK = 4

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from talent.losses import (LossWeights, contextual_pairwise_consistency, segmentation_loss, talent_losses,
-                           target_centric_contrast)
+from talent.losses import (
+    LossWeights,
+    contextual_pairwise_consistency,
+    segmentation_loss,
+    talent_losses,
+    target_centric_contrast,
+)
 
 
 def slow_segmentation(logits: np.ndarray, mask: np.ndarray) -> float:

@@ -105,7 +105,8 @@ def test_presets_build_what_they_say(name):
         == list(config.vision_adapter_blocks)
     kind = {"dense": DenseImageAdapter, "rca": RcaImageAdapter}[config.vision_adapter]
     assert all(type(block.adapter) is kind for block in model.vision.adapted())
-    assert [i for i, block in enumerate(model.text.blocks) if block.adapter is not None] == list(config.text_adapter_blocks)
+    assert [i for i, block in enumerate(model.text.blocks) if block.adapter is not None] \
+        == list(config.text_adapter_blocks)
 
 
 def test_network_without_adapters():

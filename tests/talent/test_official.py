@@ -15,8 +15,8 @@ from talent.model.lora import parameter_counts, select_trainable
 from talent.official import KeyMismatch, convert_official, from_official, load_official_file
 from tests.networks import relative_error
 
-# float32 rounding through up to 12 blocks: measured 1e-6 to 3e-6 of the largest value, and processors add up in other
-# orders; interpolating the position table to a size instead of by a scale, the smallest known mistake, is above it
+# float32 rounding through up to 12 blocks: measured 1e-6 to 3e-6 of the largest value; the rest is for processors that
+# add up in another order
 ROUNDING = 2e-5
 UNUSED = {"base": 1 + 2 * 768, "large": 1 + 2 * 1024}  # logit_scale, mask_token, and a class position that is added in
 TOTALS = {"base": 172_791_090, "large": 391_369_778}
@@ -32,7 +32,8 @@ def outputs(official_base, parity, expected) -> dict[str, Tensor]:
         output = official_base(torch.from_numpy(images), torch.from_numpy(expected["token_ids"]))
     handle.remove()
     maps = {f"tap{i}_0": tap for i, tap in enumerate(taps)} | {"neck_0": output.neck.features}
-    slices = {name: tokens[:1].transpose(1, 2).unflatten(2, (32, 32))[:, ::16, ::4, ::4] for name, tokens in maps.items()}
+    slices = {name: tokens[:1].transpose(1, 2).unflatten(2, (32, 32))[:, ::16, ::4, ::4]
+              for name, tokens in maps.items()}
     return {"logits": output.logits, "words_0": output.text.words[:1], "state_0": output.text.state[:1], **slices}
 
 
@@ -51,7 +52,7 @@ def test_inner_results_equal_the_official_ones(outputs, expected, name):
 
 
 def test_position_table_is_cut_and_interpolated_as_in_dinov2(official_base, official_state):
-    """The official table has 1 + 37 x 37 rows. DINOv2 gives the interpolation a scale of (32 + 0.1) / 37, not a size."""
+    """The official table has 1 + 37 x 37 rows. DINOv2 interpolates by a scale of (32 + 0.1) / 37, not to a size."""
     table = official_state["dinov2.pos_embed"]
     assert table.shape == (1, 1370, 768)
     grid = table[:, 1:].reshape(1, 37, 37, 768).permute(0, 3, 1, 2)
@@ -88,7 +89,8 @@ def test_parameter_counts_are_the_published_ones(parity, name, trainable, image_
     assert parameter_counts(model) == (trainable, TOTALS[name] - UNUSED[name])
 
     def count(start: str, part: str = "") -> int:
-        return sum(p.numel() for n, p in model.named_parameters() if n.startswith(start) and part in n and p.requires_grad)
+        return sum(p.numel() for n, p in model.named_parameters()
+                   if n.startswith(start) and part in n and p.requires_grad)
 
     assert count("text.", ".adapter.") == count("text.") == 418_320
     assert count("vision.", ".adapter.") == count("vision.") == image_adapters
@@ -122,9 +124,10 @@ def test_wrong_keys_are_listed(parity):
     with pytest.raises(KeyMismatch) as caught:
         convert_shapes(state, "base")
     message = str(caught.value)
-    for key in ("neck.aggregation.linear.weight", "projector.txt.bias", "vision.blocks.3.adapter.rca.back_proj.bias",
-                "3 missing", "1 unexpected: dinov2.head.weight", "neck.txt_proj.weight (gives (512, 7), expected (512, 512))"):
-        assert key in message
+    for part in ("neck.aggregation.linear.weight", "projector.txt.bias", "vision.blocks.3.adapter.rca.back_proj.bias",
+                 "3 missing", "1 unexpected: dinov2.head.weight",
+                 "neck.txt_proj.weight (gives (512, 7), expected (512, 512))"):
+        assert part in message
     assert "and 2 more" in caught.value.message(most=1) and "projector.txt.bias" not in caught.value.message(most=1)
 
 
@@ -157,7 +160,8 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path, monkeypatch):
     numbers = tmp_path / "numbers.pth"
     torch.save({"state_dict": {"a": 3}}, numbers)
     for path, message in ((half, "is damaged"), (text, "something else"), (hostile, "would run on loading"),
-                          (numbers, "expected a dict with 'state_dict'"), (tmp_path / "none.pth", "no such checkpoint")):
+                          (numbers, "expected a dict with 'state_dict'"),
+                          (tmp_path / "none.pth", "no such checkpoint")):
         with pytest.raises(UserError, match=message) as caught:
             load_official_file(path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)

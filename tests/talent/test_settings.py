@@ -62,16 +62,22 @@ def test_unknown_keys_suggest_the_nearest(tmp_path, given, nearest):
 @pytest.mark.parametrize(("name", "value"), [("steps", "many"), ("lora.rank", "2.5"), ("cpu", "perhaps"),
                                              ("learning_rate", "fast"), ("seed", "null")])
 def test_wrong_types(tmp_path, name, value):
-    assert f'"{name}"' in refused(f"--{name}", value) and value.replace("null", "None") in refused(f"--{name}", value)
+    message = refused(f"--{name}", value)
+    assert f'"{name}"' in message and value.replace("null", "None") in message
     group, _, last = name.rpartition(".")
     path = tmp_path / "recipe.yaml"
     path.write_text(f"{group}:\n  {last}: {value}\n" if group else f"{name}: {value}\n")
     assert last in refused("--config", str(path))
 
 
+def test_null_of_a_group(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("lora: null\n")
+    assert "lora: expected a value, received null" in refused("--config", str(tmp_path / "recipe.yaml"))
+
+
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("preset", "tinny", "did you mean 'tiny'"), ("tune", "lorra", "did you mean 'lora'"),
-    ("data", "shape", "did you mean 'shapes'"), ("precision", "fp8", "did you mean 'fp16'"),
+    ("data", "shape", "did you mean 'shapes'"), ("precision", "bfloat16", "did you mean 'bf16'"),
     ("steps", "0", "at least 1, received 0"), ("batch_size", "-2", "at least 1, received -2"),
     ("validate_every", "0", "at least 1"), ("train_samples", "0", "at least 1"), ("val_samples", "0", "at least 1"),
     ("lora.rank", "0", "at least 1")])
@@ -86,8 +92,8 @@ def test_recipe_that_is_missing_or_broken(tmp_path):
     assert "pars" in refused("--config", str(tmp_path / "broken.yaml"))
 
 
-@pytest.mark.parametrize("argv", [["--preset", "tinny"], ["--stepz", "3"], ["--steps", "many"], ["--config", "none.yaml"],
-                                  ["--init", "none"], ["stray"], ["--resume", "true"]])
+@pytest.mark.parametrize("argv", [["--preset", "tinny"], ["--stepz", "3"], ["--steps", "many"],
+                                  ["--config", "none.yaml"], ["--init", "none"], ["stray"], ["--resume", "true"]])
 def test_bad_input_of_the_command(tmp_path, capsys, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     assert main(["-o", "run", *argv]) == 2
