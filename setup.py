@@ -34,6 +34,8 @@ setup(
                     "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
     entry_points={"console_scripts": [
         "talent-train = talent.train:main",
+        "talent-eval = talent.evaluate:main",
+        "talent-pack = talent.pack:main",
         "talent-import = talent.import_official:main",
         "talent-export = deploy.export:main",
         "talent-predict = deploy.predict:main",

@@ -203,9 +203,13 @@ def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) 
             for row in names[first:] + names[:first]:
                 times[row] += [run_once(rows[row], sample) for sample in samples]
                 bar.update()
-    return [{**asdict(row), "stage": stage, **{f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, values)}}
-            for row in names
-            for stage, values in zip((*STAGES, WHOLE), 1000 * np.percentile(times[row], PERCENTILES, axis=0).T)]
+    records = []
+    for row in names:
+        milliseconds = 1000 * np.percentile(times[row], PERCENTILES, axis=0).T  # [stage, percentile]
+        for stage, values in zip((*STAGES, WHOLE), milliseconds, strict=True):
+            percentiles = {f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, values, strict=True)}
+            records.append({**asdict(row), "stage": stage, **percentiles})
+    return records
 
 
 def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path | None = None, data: str = "shapes",
@@ -303,8 +307,9 @@ def table(report: dict[str, Any]) -> str:
     for row, stages in by_row(report).items():
         cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in (*STAGES, WHOLE)]
         lines.append([row.label, row.device, row.source, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]
     text.append(f"milliseconds p50/p90/p99 of {report['rounds']} rounds x {report['samples']} samples of "
                 f"{report['data']}, {report['photo']} px photos, {report['threads']} threads, "
@@ -335,7 +340,7 @@ def draw_chart(report: dict[str, Any], path: str | Path) -> None:
         axes.barh(places, values, left=left, height=0.62, color=STAGE_COLOURS[stage], label=stage)
         left += values
     wholes = [stages[WHOLE] for stages in rows.values()]
-    for place, end, whole in zip(places, left, wholes):
+    for place, end, whole in zip(places, left, wholes, strict=True):
         axes.annotate(f"{whole['p50_ms']:.1f} ms", (end, place), xytext=(6, 0), textcoords="offset points", va="center",
                       fontweight="bold", bbox={"color": "white", "pad": 1})
     axes.set_yticks(places, labels)

@@ -230,7 +230,7 @@ p { max-width: 75ch } .note { color: var(--soft); font-size: .9rem; margin: .5re
 .card span { color: var(--soft); font-size: .88rem }
 .bars { display: grid; gap: .4rem; margin: 1rem 0 }
 .bar { display: grid; grid-template-columns: 15.5rem 1fr 6rem; align-items: center; gap: .8rem; font-size: .92rem }
-.bar b { font-variant-numeric: tabular-nums; white-space: nowrap } 
+.bar b { font-variant-numeric: tabular-nums; white-space: nowrap }
 .track { display: flex; height: 1.15rem; background: var(--line); border-radius: 4px; overflow: hidden }
 .track i { background: var(--accent) } .track i.dim { opacity: .45 }
 .legend { display: flex; flex-wrap: wrap; gap: 1.2rem; font-size: .92rem; margin: .5rem 0 }

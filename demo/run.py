@@ -116,7 +116,7 @@ def checks(report: Mapping[str, Any], bundles: Mapping[str, Bundle]) -> list[dic
         built = {engine.graph for engine in bundles[precision].engines if engine.bytes > 0 and engine.seconds > 0}
         found.append((f"engines of the {precision.upper()} bundle", " + ".join(sorted(built)) or "none",
                       " + ".join(GRAPHS), built == set(GRAPHS)))
-    return [dict(zip(("name", "received", "expected", "passed"), check)) for check in found]
+    return [dict(zip(("name", "received", "expected", "passed"), check, strict=True)) for check in found]
 
 
 def trainable_share(checkpoint: Checkpoint) -> tuple[int, int]:

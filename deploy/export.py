@@ -59,14 +59,15 @@ class Merged:
 def merge_checkpoint(checkpoint: Checkpoint, images: np.ndarray, tokens: np.ndarray) -> Merged:
     """Merge LoRA in a copy and compare logits on images [B,3,S,S] and tokens [B,L].
 
-    Raises RuntimeError where merging changed a logit by more than MERGE_TOLERANCE.
+    Raises UserError where merging changed a logit by more than MERGE_TOLERANCE.
     """
     model = copy.deepcopy(checkpoint.model).eval()
     layers = merge_lora(model)
     difference = torch_predictor(model)(images, tokens) - torch_predictor(checkpoint.model)(images, tokens)
     max_abs = float(np.abs(difference).max())
     if not max_abs <= MERGE_TOLERANCE:
-        raise RuntimeError(f"merging LoRA changed a logit by {max_abs:.2e}, expected at most {MERGE_TOLERANCE:.0e}")
+        raise UserError(f"merging LoRA changed a logit by {max_abs:.2e}, expected at most {MERGE_TOLERANCE:.0e}: the "
+                        "factors are so large that rounding shows; tune with a lower --learning_rate or --lora.alpha")
     return Merged(model, layers, max_abs)
 
 

@@ -119,6 +119,7 @@ class Run:
     def train(self) -> None:
         """Run to the last step, validating and saving on the way."""
         settings, accelerator = self.settings, self.accelerator
+        self.output.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
         set_training_mode(self.network)
         with tqdm(total=settings.steps, initial=self.step, desc="train", unit="step",
                   disable=not accelerator.is_main_process) as bar:
@@ -186,7 +187,6 @@ def check_output(settings: TrainSettings) -> None:
         raise UserError(f"nothing to resume in {output}: no {LAST}/{STATE}; leave --resume out to start a run")
     if not settings.resume and holds_run:
         raise UserError(f"{output} already holds a run; add --resume true to go on with it, or name another directory")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 @command("talent-train")

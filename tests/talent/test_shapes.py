@@ -65,12 +65,9 @@ def fitting(phrase: str, things: list) -> list[int]:
 def meant(text: str, things: list) -> tuple[str, list[int]]:
     """The kind of a sentence and the numbers of all things that it is true of."""
     text = re.sub(r"^(?:find the|pick up the|grab the|the) ", "", text)
-    for (kind, which), pattern in GRAMMAR:
-        match = re.fullmatch(pattern, text)
-        if match:
-            break
-    else:
-        raise AssertionError(f"not in the grammar: {text!r}")
+    readings = [(rule, match) for rule, pattern in GRAMMAR if (match := re.fullmatch(pattern, text))]
+    assert readings, f"not in the grammar: {text!r}"
+    (kind, which), match = readings[0]
     words = match.groupdict()
     found = fitting(words["one"] or words["one2"], things)
     along = {"left": lambda thing: -thing.x, "right": lambda thing: thing.x, "top": lambda thing: -thing.y,
@@ -85,7 +82,7 @@ def meant(text: str, things: list) -> tuple[str, list[int]]:
         assert len(found) >= 2, f"{text!r} compares nothing"
         scores = [along(things[number]) for number in found]
         tie = 0.02 if kind == "position" else 0.2
-        return kind, [number for number, score in zip(found, scores) if score > max(scores) - tie]
+        return kind, [number for number, score in zip(found, scores, strict=True) if score > max(scores) - tie]
     return kind, found
 
 
@@ -95,7 +92,7 @@ def measured(scene: Scene, sample: Sample) -> list:
     category = things[scene.target].shape
     rest = [number for number, thing in enumerate(things) if thing.shape == category and number != scene.target]
     assert len(rest) == len(sample.others)
-    for number, mask in zip([scene.target, *rest], [sample.mask, *sample.others]):
+    for number, mask in zip([scene.target, *rest], [sample.mask, *sample.others], strict=True):
         y, x = np.argwhere(mask).mean(0) / len(mask)
         things[number] = dataclasses.replace(things[number], x=x, y=y)
     return things

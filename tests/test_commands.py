@@ -1,0 +1,50 @@
+"""Every command explains itself with an example, and every shipped recipe is one that talent-train takes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from talent.settings import parse_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = dict(re.findall(r'"(talent-[a-z]+) = ([a-z_.]+):main"', (ROOT / "setup.py").read_text()))
+RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), ROOT / "demo" / "recipe.yaml"])
+
+
+def test_the_commands_of_the_readme_are_installed():
+    mentioned = set(re.findall(r"^(talent-[a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert mentioned and mentioned <= SCRIPTS.keys()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(SCRIPTS[name]).main(["--help"])
+    assert stop.value.code == 0
+    assert re.search(rf"example:\s+{name} ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("talent-train", ["--preset", "tinny", "-o", "out"]),
+    ("talent-eval", ["no-such-checkpoint"]),
+    ("talent-pack", ["no-such-checkpoint", "-o", "out"]),
+    ("talent-import", ["no-such-file.pth", "-o", "out"]),
+    ("talent-export", ["no-such-checkpoint", "--no-engine", "-o", "out"]),
+    ("talent-predict", ["no-such-bundle", "photo.jpg", "the red mug", "-o", "out.png"]),
+])
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(SCRIPTS[name]).main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"{name}: error: ") and "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_recipe_is_read(recipe):
+    settings = parse_settings(["--config", str(recipe), "-o", "out"])
+    assert settings.preset == "tiny" and settings.steps > 0
