@@ -193,7 +193,7 @@ def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) 
     """Percentiles in milliseconds, one record per row and stage, over rounds x samples runs of each row."""
     times: dict[Row, list[tuple[float, ...]]] = defaultdict(list)
     names = list(rows)
-    with tqdm(total=len(names) * (rounds + 1), desc="latency", unit="pass", leave=False) as bar:
+    with tqdm(total=len(names) * (rounds + 1), desc="latency", unit="pass", leave=False, disable=None) as bar:
         for row in names:
             for sample in samples[:WARM_UP]:
                 run_once(rows[row], sample)

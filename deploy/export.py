@@ -96,7 +96,7 @@ class Graphs:
 def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens: np.ndarray) -> Graphs:
     """The graphs of a folded network in one precision; images and tokens are the calibration samples (two at least)."""
     rca = len(model.vision.adapted()) + len(model.neck.fusions)
-    with tqdm(total=4, desc=f"export {precision}", unit="step", leave=False) as bar:
+    with tqdm(total=4, desc=f"export {precision}", unit="step", leave=False, disable=None) as bar:
         pair = torch.from_numpy(tokens[:2])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns of its own deprecated calls

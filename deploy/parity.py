@@ -44,7 +44,7 @@ def measure_parity(segmenter: Segmenter, reference: Predict, samples: Sequence[S
     ours, theirs = SegmentationMetrics(), SegmentationMetrics()
     worst, agreement = 0.0, []
     questions = [(sample, text) for sample in samples for text in sample.expressions]
-    for sample, text in tqdm(questions, desc="parity", unit="expression", leave=False):
+    for sample, text in tqdm(questions, desc="parity", unit="expression", leave=False, disable=None):
         tensor, box = segmenter.preprocess(sample.image)
         logits = segmenter.infer(tensor, segmenter.encode(text))
         expected = reference(tensor, segmenter.tokenizer([text]))

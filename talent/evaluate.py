@@ -44,7 +44,8 @@ def evaluate(predict: Predict, tokenizer: Tokenizer, samples: Iterable[Sample], 
     """mIoU, oIoU and Pr@X over every sentence of `samples`, masks at photo resolution."""
     metrics = SegmentationMetrics()
     questions = [(sample, text) for sample in samples for text in sample.expressions]
-    for start in tqdm(range(0, len(questions), batch_size), desc=label, unit="batch", leave=False):
+    for start in tqdm(range(0, len(questions), batch_size), desc=label, unit="batch", leave=False,
+                      disable=None):
         group = questions[start:start + batch_size]
         prepared = [preprocess(sample.image, image_size) for sample, _ in group]
         logits = predict(np.concatenate([image for image, _ in prepared]), tokenizer([text for _, text in group]))

@@ -122,7 +122,7 @@ class Run:
         self.output.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
         set_training_mode(self.network)
         with tqdm(total=settings.steps, initial=self.step, desc="train", unit="step",
-                  disable=not accelerator.is_main_process) as bar:
+                  disable=None if accelerator.is_main_process else True) as bar:
             for batch in self.loader:
                 started = time.perf_counter()
                 losses = self._update(batch)
