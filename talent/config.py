@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from talent.errors import UserError, suggest
+from talent.errors import UserError, refuse_unknown, suggest
 
 CLIP_VOCABULARY = 49408
 
@@ -60,10 +60,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> ModelConfig:
-        known = {field.name for field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UserError(f"unknown model setting {key!r}{suggest(key, known)}")
+        refuse_unknown(values, (field.name for field in fields(cls)), what="model setting")
         if "preset" not in values:
             raise UserError("the model setting 'preset' is missing")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

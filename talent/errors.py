@@ -22,6 +22,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
+def refuse_unknown(names: Iterable[str], known: Iterable[str], *, what: str) -> None:
+    """Raise a UserError for the first of `names` that is not in `known`. what: "model setting", say."""
+    known = set(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown {what} {name!r}{suggest(name, known)}")
+
+
 def command(name: str) -> Callable:
     """Wrap `main(argv=None) -> int` so that a UserError becomes one line on stderr and exit code 2."""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from talent.checkpoint import Checkpoint, save_checkpoint
 from talent.config import ModelConfig, preset
 from talent.model import TalentModel, build_model
+from talent.model.lora import LoraSettings, add_lora
+from talent.tokenizer import build_clip_tokenizer
 
 TINY = preset("tiny")
 # Everything that tiny leaves out: convolution branches, text adapters, a position table of another size.
@@ -46,6 +50,22 @@ def inputs(config: ModelConfig, batch: int, *, seed: int = 0) -> tuple[Tensor, T
         words = int(rng.integers(2, config.context_length - 2))
         row[:words + 2] = [config.vocab_size - 2, *rng.integers(1, config.vocab_size - 2, words), config.vocab_size - 1]
     return torch.from_numpy(image), torch.from_numpy(tokens)
+
+
+def save_tiny(path: Path, *, lora_rank: int | None) -> Path:
+    """A checkpoint of a tiny network; with a rank, LoRA factors that are far from zero lie in it unmerged."""
+    model = network(TINY)
+    settings = LoraSettings(rank=lora_rank) if lora_rank else None
+    if settings:
+        add_lora(model, settings)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_(0, 0.02)
+    tokenizer = build_clip_tokenizer(context_length=TINY.context_length, vocab_size=TINY.vocab_size)
+    save_checkpoint(Checkpoint(model, TINY, tokenizer, settings), path)
+    return path
 
 
 def relative_error(received: Tensor, expected: Tensor) -> float:

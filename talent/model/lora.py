@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from talent.errors import UserError, suggest
+from talent.errors import UserError, refuse_unknown, suggest
 from talent.model.talent import TalentModel
 from talent.require import require
 
@@ -26,10 +26,7 @@ class LoraSettings:
 
     @classmethod
     def from_dict(cls, values: dict) -> LoraSettings:
-        known = {field.name for field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise UserError(f"unknown LoRA setting {key!r}{suggest(key, known)}")
+        refuse_unknown(values, (field.name for field in fields(cls)), what="LoRA setting")
         return cls(**values)
 
 

@@ -14,32 +14,15 @@ from benchmarks import latency
 from benchmarks.latency import EAGER, MERGED, ONNX_RUNTIME, STAGES, WHOLE, Row, main, measure
 from deploy import export
 from deploy.bundle import Bundle
-from talent.checkpoint import Checkpoint, save_checkpoint
 from talent.data.shapes import ShapesDataset
-from talent.model.lora import LoraSettings, add_lora
-from talent.tokenizer import build_clip_tokenizer
-from tests.networks import TINY, network
+from tests.networks import save_tiny
 
 FEW = ["--samples", "2", "--rounds", "2", "--threads", "1"]
 
 
-def save(path, *, lora: bool):
-    model, settings = network(TINY), LoraSettings(rank=2) if lora else None
-    if settings:
-        add_lora(model, settings)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_B." in name:
-                    parameter.normal_(0, 0.02)
-    tokenizer = build_clip_tokenizer(context_length=TINY.context_length, vocab_size=TINY.vocab_size)
-    save_checkpoint(Checkpoint(model, TINY, tokenizer, settings), path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("checkpoints") / "lora", lora=True)
+    return save_tiny(tmp_path_factory.mktemp("checkpoints") / "lora", lora_rank=2)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +103,7 @@ def test_without_a_checkpoint_pytorch_is_named_all_the_same(bundle):
 
 
 def test_a_checkpoint_without_lora_has_nothing_to_merge(bundle, tmp_path):
-    plain = save(tmp_path / "plain", lora=False)
+    plain = save_tiny(tmp_path / "plain", lora_rank=None)
     report = latency.benchmark([bundle], checkpoint=plain, samples=1, rounds=1, threads=1)
     assert {record["backend"] for record in report["latency"]} == {EAGER, ONNX_RUNTIME}
     assert "not run: PyTorch merged FP32: this checkpoint has no LoRA factors to merge" in latency.table(report)

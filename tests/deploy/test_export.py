@@ -7,18 +7,15 @@ import importlib.util
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from calibration.quantize import quantized_nodes
 from deploy import Segmenter
 from deploy.bundle import Bundle
 from deploy.export import main
-from talent.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from talent.checkpoint import load_checkpoint
 from talent.data.shapes import ShapesDataset
 from talent.evaluate import torch_predictor
-from talent.model.lora import LoraSettings, add_lora
-from talent.tokenizer import build_clip_tokenizer
-from tests.networks import TINY, network
+from tests.networks import TINY, save_tiny
 
 FEW = ["--calibration", "4", "--parity", "2", "--data", "shapes"]
 
@@ -26,18 +23,7 @@ FEW = ["--calibration", "4", "--parity", "2", "--data", "shapes"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tiny network with LoRA factors that are far from zero, on the disk."""
-    model = network(TINY)
-    settings = LoraSettings(rank=4)
-    add_lora(model, settings)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(0, 0.02)
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    tokenizer = build_clip_tokenizer(context_length=TINY.context_length, vocab_size=TINY.vocab_size)
-    save_checkpoint(Checkpoint(model, TINY, tokenizer, settings), path)
-    return path
+    return save_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", lora_rank=4)
 
 
 @pytest.fixture(scope="module")
