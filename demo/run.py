@@ -80,13 +80,15 @@ class Answers:
         """Of every sentence for the number; of the first sentence of each scene for the page."""
         size, tokenizer = checkpoint.config.image_size, checkpoint.tokenizer
         test = open_dataset(DATA, split="test", size=size, length=self.samples)
-        metrics = evaluate(predict, tokenizer, test, image_size=size, batch_size=4, label=ANSWERS[key])
+        metrics = evaluate(predict, tokenizer, test, image_size=size, batch_size=4,
+                           threshold=checkpoint.config.threshold, label=ANSWERS[key])
         self.miou[key] = metrics.result()["mIoU"]
         self.masks[key] = []
         for sample in self.scenes:
             image, box = preprocess(sample.image, size)
             logits = predict(image, tokenizer([sample.expressions[0]]))
-            self.masks[key].append(binarise(probability_on_photo(logits[0, 0], box)))
+            self.masks[key].append(binarise(probability_on_photo(logits[0, 0], box),
+                                                  checkpoint.config.threshold))
         print(f"{ANSWERS[key]}: mIoU {self.miou[key]:.4f} on {len(metrics)} sentences about {self.samples} pictures")
 
     def for_page(self) -> list[Scene]:

@@ -197,7 +197,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Bundle:
         checkpoint.tokenizer.save(directory / TOKENIZER)
         described = dict(
             preset=checkpoint.config.preset, precision=options.precision, image_size=size,
-            context_length=checkpoint.config.context_length,
+            context_length=checkpoint.config.context_length, threshold=checkpoint.config.threshold,
             source={"checkpoint": source.name, "sha256": provenance.sha256(source / WEIGHTS),
                     "lora_layers_merged": merged.layers, "merge_max_abs": merged.max_abs},
             versions=provenance.versions(*PACKAGES))

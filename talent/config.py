@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from talent.errors import UserError, refuse_unknown, suggest
+from talent.image import THRESHOLD
 
 CLIP_VOCABULARY = 49408
 
@@ -18,6 +19,7 @@ class ModelConfig:
     position_grid: side of the position table (37 in DINOv2), interpolated to image_size / 14.
     vision_adapter: dense | rca | none; text_adapter: dense | none (model.md).
     width: neck, decoder and projector; mask_width: channels under the dynamic kernel; image_size in pixels.
+    threshold: probability above which a pixel is the object (the paper's 0.35; tiny's was chosen on the val split).
     """
 
     preset: str
@@ -49,6 +51,7 @@ class ModelConfig:
     decoder_heads: int = 8
     decoder_hidden: int = 512
     dropout: float = 0.1
+    threshold: float = THRESHOLD
 
     @property
     def grid(self) -> int:
@@ -73,7 +76,7 @@ PRESETS = {
         vision_backbone="vit_small_patch14_reg4_dinov2", vision_width=128, vision_depth=6, vision_heads=2,
         layer_scale=1.0, position_grid=12, vision_adapter="rca", vision_adapter_width=64,
         vision_adapter_blocks=(1, 3, 5), taps=(1, 3, 5), width=96, mask_width=48, decoder_layers=2, decoder_heads=2,
-        decoder_hidden=192, dropout=0.0),
+        decoder_hidden=192, dropout=0.0, threshold=0.5),
     "small": ModelConfig(
         preset="small", image_size=406, text_adapter="none", text_adapter_blocks=(),
         vision_backbone="vit_small_patch14_reg4_dinov2", vision_adapter="rca", width=256, mask_width=128,

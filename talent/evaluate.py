@@ -40,7 +40,8 @@ def torch_predictor(model: TalentModel) -> Predict:
 
 
 def evaluate(predict: Predict, tokenizer: Tokenizer, samples: Iterable[Sample], *, image_size: int,
-             batch_size: int = 16, threshold: float = THRESHOLD, label: str = "evaluate") -> SegmentationMetrics:
+             batch_size: int = 16, threshold: float = THRESHOLD,
+             label: str = "evaluate") -> SegmentationMetrics:
     """mIoU, oIoU and Pr@X over every sentence of `samples`, masks at photo resolution."""
     metrics = SegmentationMetrics()
     questions = [(sample, text) for sample in samples for text in sample.expressions]
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = checkpoint.config.image_size
     samples = open_dataset(arguments.data, split=arguments.split, size=size, length=arguments.samples)
     model = checkpoint.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate(torch_predictor(model), checkpoint.tokenizer, samples, image_size=size).result()
+    result = evaluate(torch_predictor(model), checkpoint.tokenizer, samples, image_size=size,
+                      threshold=checkpoint.config.threshold).result()
     for name, value in result.items():
         print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
     if arguments.json:

@@ -172,7 +172,8 @@ class Run:
                                length=self.settings.val_samples)
         self.network.eval()
         metrics = evaluate(torch_predictor(self.network), self.checkpoint.tokenizer, samples,
-                           image_size=config.image_size, label="validate")
+                           image_size=config.image_size,
+                           threshold=config.threshold, label="validate")
         set_training_mode(self.network)
         return metrics.result()
 

@@ -8,25 +8,39 @@ import numpy as np
 import pytest
 import torch
 
+from talent.image import upsample_bicubic
 from talent.losses import (
     LossWeights,
     contextual_pairwise_consistency,
+    mask_target,
     segmentation_loss,
     talent_losses,
     target_centric_contrast,
 )
+from talent.metrics import iou
+
+
+def sampled(mask: np.ndarray, y: int, x: int, height: int, width: int) -> float:
+    """The 3x3 average of `mask` at the place of logit (y, x), linear between pixels."""
+    place = [i * (side - 1) / max(grid - 1, 1)
+             for i, grid, side in ((y, height, mask.shape[0]), (x, width, mask.shape[1]))]
+    total = 0.0
+    for row in range(mask.shape[0]):
+        for column in range(mask.shape[1]):
+            weight = max(0.0, 1 - abs(row - place[0])) * max(0.0, 1 - abs(column - place[1]))
+            total += weight * mask[max(row - 1, 0):row + 2, max(column - 1, 0):column + 2].mean()
+    return total
 
 
 def slow_segmentation(logits: np.ndarray, mask: np.ndarray) -> float:
-    """BCE + (1 - soft IoU), the mask averaged over the pixels of each logit."""
+    """BCE + (1 - soft IoU), the mask averaged 3x3 and sampled where align_corners puts each logit."""
     batch, _, height, width = logits.shape
-    step = mask.shape[2] // height
     entropy, ious = [], []
     for b in range(batch):
         intersection = union = 0.0
         for y in range(height):
             for x in range(width):
-                target = mask[b, 0, y * step:(y + 1) * step, x * step:(x + 1) * step].mean()
+                target = sampled(mask[b, 0], y, x, height, width)
                 p = 1 / (1 + np.exp(-logits[b, 0, y, x]))
                 entropy.append(-target * np.log(p) - (1 - target) * np.log(1 - p))
                 intersection += p * target
@@ -80,9 +94,17 @@ def test_segmentation(batch, side, step):
 def test_segmentation_of_an_empty_mask_is_finite():
     loss = segmentation_loss(torch.full((2, 1, 4, 4), -200.0), torch.zeros(2, 1, 8, 8))
     assert float(loss) == pytest.approx(1)  # no entropy, no overlap
-    perfect = torch.zeros(1, 1, 4, 4)
-    perfect[..., :2] = 1
-    assert float(segmentation_loss(200 * perfect - 100, perfect)) == pytest.approx(0, abs=1e-6)
+    everywhere = torch.ones(1, 1, 8, 8)
+    assert float(segmentation_loss(torch.full((1, 1, 4, 4), 100.0), everywhere)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("centre", [(84, 84), (24, 30), (140, 146)])
+def test_the_target_comes_back_to_the_picture_where_the_mask_was(centre):
+    """As the runtime upsamples: an offset of a pixel would cost a disc of this size more than a tenth of its IoU."""
+    y, x = np.mgrid[:168, :168]
+    disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 16 ** 2
+    target = mask_target(torch.from_numpy(disc.astype(np.float32))[None, None], 48, 48)
+    assert iou(upsample_bicubic(target[0, 0].numpy(), 168) > 0.5, disc) > 0.95
 
 
 @pytest.mark.parametrize(("batch", "pixels", "width"), [(2, 9, 6), (1, 13, 4), (3, 3, 2)])
