@@ -116,9 +116,18 @@ def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens
         if precision == "fp16":
             vision = to_fp16(vision, calibration=feeds)
         elif precision == "int8":
-            vision = to_int8(vision, calibration=feeds)
+            vision = to_int8(vision, calibration=feeds, exclude=last_convolution(vision))
         bar.update()
     return Graphs(text=fuse_rca(text, expected=0), vision=fuse_rca(vision, expected=rca))
+
+
+def last_convolution(vision: onnx.ModelProto) -> list[str]:
+    """The projector's last convolution, just before the sentence's kernel: its rounding would go straight to the mask."""
+    found = [node.name for node in vision.graph.node
+             if node.op_type == "Conv" and any(name.endswith("projector.conv3.weight") for name in node.input)]
+    if len(found) != 1:
+        raise RuntimeError(f"expected one node with the weights projector.conv3 in the vision graph, found {found}")
+    return found
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from deploy.runtime.onnxruntime import WRONG_OPTIMIZERS
 from talent.require import require
 
 Feeds = Mapping[str, np.ndarray]
@@ -71,7 +72,8 @@ def session(model: onnx.ModelProto) -> Iterator:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.onnx"
         onnx.save(model, path)
-        yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        yield onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"],
+                                           disabled_optimizers=WRONG_OPTIMIZERS)
 
 
 def _run(session, feeds: Feeds) -> dict[str, np.ndarray]:

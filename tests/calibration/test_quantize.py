@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quantize import quantizable, quantized_nodes, to_int8
 from deploy.fuse_rca import fuse_rca
@@ -112,3 +112,22 @@ def test_nothing_is_printed_or_left_behind(plain, capfd, tmp_path: Path, monkeyp
     to_int8(plain, calibration=CALIBRATION[:1])
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_onnx_runtime_agrees_with_itself_unoptimised_on_int8(tmp_path: Path) -> None:
+    """Two quantized convolutions, small scales in FP16: WeightBiasQuantization of ONNX Runtime 1.24 loses their biases."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.normal(0, 0.02, (32, 32, 3, 3)).astype(np.float32), f"w{i}") for i in (0, 1)]
+    biases = [numpy_helper.from_array(rng.normal(0, 0.5, 32).astype(np.float32), f"b{i}") for i in (0, 1)]
+    nodes = [helper.make_node("Abs", ["x"], ["a"], name="abs"),
+             helper.make_node("Conv", ["a", "w0", "b0"], ["c"], name="conv0", pads=[1] * 4),
+             helper.make_node("Relu", ["c"], ["r"], name="relu"),
+             helper.make_node("Conv", ["r", "w1", "b1"], ["y"], name="conv1", pads=[1] * 4)]
+    shape = ["batch", 32, 12, 12]
+    graph = helper.make_graph(nodes, "two", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], [*weights, *biases])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    feeds = {"x": rng.normal(0, 0.3, (2, 32, 12, 12)).astype(np.float32)}
+    quantized = to_int8(model, calibration=[feeds])
+    assert quantized_nodes(quantized) == {"conv0", "conv1"}
+    assert deviation(quantized, model, feeds=feeds)["y"] < 0.05

@@ -95,6 +95,8 @@ def test_int8_is_on_linear_layers_and_convolutions_of_the_vision_graph_only(bund
     vision = onnx.load(bundles / "int8" / "vision.onnx")
     kinds = {node.op_type for node in vision.graph.node if node.name in quantized_nodes(vision)}
     assert kinds <= {"MatMul", "Gemm", "Conv"} and "MatMul" in kinds
+    last, = (node for node in vision.graph.node if any("projector.conv3.weight" in name for name in node.input))
+    assert last.op_type == "Conv" and last.name not in quantized_nodes(vision)
     assert not quantized_nodes(onnx.load(bundles / "int8" / "text.onnx"))
 
 
