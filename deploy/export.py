@@ -122,7 +122,7 @@ def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens
 
 
 def last_convolution(vision: onnx.ModelProto) -> list[str]:
-    """The projector's last convolution, just before the sentence's kernel: its rounding would go straight to the mask."""
+    """The projector's last convolution: its rounding would go straight to the mask."""
     found = [node.name for node in vision.graph.node
              if node.op_type == "Conv" and any(name.endswith("projector.conv3.weight") for name in node.input)]
     if len(found) != 1:
