@@ -115,7 +115,7 @@ def test_nothing_is_printed_or_left_behind(plain, capfd, tmp_path: Path, monkeyp
 
 
 def test_onnx_runtime_agrees_with_itself_unoptimised_on_int8(tmp_path: Path) -> None:
-    """Two quantized convolutions with small FP16 scales: WeightBiasQuantization of ONNX Runtime 1.24 loses their biases."""
+    """Two quantized convolutions with small FP16 scales: ONNX Runtime 1.24 by itself loses their biases."""
     rng = np.random.default_rng(0)
     weights = [numpy_helper.from_array(rng.normal(0, 0.02, (32, 32, 3, 3)).astype(np.float32), f"w{i}") for i in (0, 1)]
     biases = [numpy_helper.from_array(rng.normal(0, 0.5, 32).astype(np.float32), f"b{i}") for i in (0, 1)]
