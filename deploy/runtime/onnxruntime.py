@@ -36,6 +36,8 @@ class OnnxRuntimeBackend:
     def _session(self, path: Path, threads: int | None):
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: a missing GPU is no news here
+        # Between frames its threads would go on spinning and take the cores from whatever else runs in the robot.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
