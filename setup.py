@@ -33,11 +33,11 @@ setup(
     extras_require={"train": TRAIN, "export": EXPORT, "rtx": RTX, "tensorrt": TENSORRT, "cpu": CPU,
                     "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
     entry_points={"console_scripts": [
-        "talent-train = talent.train:main",
-        "talent-eval = talent.evaluate:main",
-        "talent-pack = talent.pack:main",
-        "talent-import = talent.import_official:main",
-        "talent-export = deploy.export:main",
-        "talent-predict = deploy.predict:main",
+        "talent-train = talent.cli:train",
+        "talent-eval = talent.cli:evaluate",
+        "talent-pack = talent.cli:pack",
+        "talent-import = talent.cli:import_official",
+        "talent-export = deploy.cli:export",
+        "talent-predict = deploy.cli:predict",
     ]},
 )

@@ -15,7 +15,7 @@ PACKAGES = ("numpy", "tokenizers")
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.files", "talent.provenance", "deploy",
            "deploy.runtime.segmenter", "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle",
-           "deploy.predict")
+           "deploy.predict", "talent.cli", "deploy.cli")
 
 
 def _lend(package: str, site_packages: Path) -> None:
@@ -78,3 +78,12 @@ def test_missing_runner_names_the_extra(bare_python):
             "try: require('onnxruntime', extra='cpu')\n"
             "except UserError as error: print(error)")
     assert "pip install 'talent-edge[cpu]'" in _run(bare_python, code).stdout
+
+
+@pytest.mark.parametrize(("call", "extra"), [
+    ("talent.cli import train", "train"), ("talent.cli import evaluate", "train"), ("talent.cli import pack", "train"),
+    ("talent.cli import import_official", "train"), ("deploy.cli import export", "export")])
+def test_a_command_without_its_extra_is_one_line_and_exit_code_2(bare_python, call, extra):
+    done = _run(bare_python, f"import sys; from {call} as main; sys.exit(main(['--help']))")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and f"pip install 'talent-edge[{extra}]'" in done.stderr

@@ -11,8 +11,15 @@ import pytest
 from talent.settings import parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = dict(re.findall(r'"(talent-[a-z]+) = ([a-z_.]+):main"', (ROOT / "setup.py").read_text()))
+SCRIPTS = {name: (module, function) for name, module, function in
+           re.findall(r'"(talent-[a-z]+) = ([a-z_.]+):([a-z_]+)"', (ROOT / "setup.py").read_text())}
 RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), ROOT / "demo" / "recipe.yaml"])
+
+
+def script(name):
+    """What the console script `name` calls."""
+    module, function = SCRIPTS[name]
+    return getattr(importlib.import_module(module), function)
 
 
 def test_the_commands_of_the_readme_are_installed():
@@ -23,7 +30,7 @@ def test_the_commands_of_the_readme_are_installed():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module(SCRIPTS[name]).main(["--help"])
+        script(name)(["--help"])
     assert stop.value.code == 0
     assert re.search(rf"example:\s+{name} ", capsys.readouterr().out)
 
@@ -38,7 +45,7 @@ def test_help_shows_an_example(name, capsys):
 ])
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert importlib.import_module(SCRIPTS[name]).main(arguments) == 2
+    assert script(name)(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith(f"{name}: error: ") and "\n" not in error
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,8 @@
+"""The console scripts of this package, as in talent/cli.py."""
+
+from __future__ import annotations
+
+from talent.cli import launcher
+
+export = launcher("talent-export", "deploy.export", extra="export")
+predict = launcher("talent-predict", "deploy.predict", extra="cpu")
