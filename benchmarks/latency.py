@@ -20,21 +20,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
-import numpy as np
-from tqdm import tqdm
+# Before the OpenMP of PyTorch is loaded: threads that spin after their work take the cores from the row that comes next
+# (seen on two cores: 113 ms instead of 29 ms for the same row).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from deploy.bundle import Bundle
-from deploy.runtime.gpu import gpu_architecture
-from deploy.runtime.segmenter import Segmentation, Segmenter
-from deploy.runtime.tensorrt import RUNTIMES
-from talent import provenance
-from talent.data.registry import DATASETS, open_dataset
-from talent.data.sample import Sample
-from talent.errors import UserError, command
-from talent.files import atomic_write
-from talent.image import Letterbox, check_image_path, preprocess
-from talent.require import require
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from deploy.bundle import Bundle  # noqa: E402
+from deploy.runtime.gpu import gpu_architecture  # noqa: E402
+from deploy.runtime.segmenter import Segmentation, Segmenter  # noqa: E402
+from deploy.runtime.tensorrt import RUNTIMES  # noqa: E402
+from talent import provenance  # noqa: E402
+from talent.data.registry import DATASETS, open_dataset  # noqa: E402
+from talent.data.sample import Sample  # noqa: E402
+from talent.errors import UserError, command  # noqa: E402
+from talent.files import atomic_write  # noqa: E402
+from talent.image import Letterbox, check_image_path, preprocess  # noqa: E402
+from talent.require import require  # noqa: E402
 
 STAGES = ("preprocess", "text", "vision", "postprocess")
 WHOLE = "whole"
