@@ -21,13 +21,10 @@ from types import ModuleType
 
 from deploy.bundle import PORTABLE
 from deploy.runtime.gpu import gpu_architecture
+from deploy.runtime.tensorrt import RUNTIMES
 from talent.errors import UserError
 from talent.files import atomic_write
 from talent.require import require
-
-RUNTIMES = ("tensorrt", "tensorrt_rtx")
-_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-
 
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Smallest, usual and largest shape of one input."""
@@ -83,7 +80,7 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
     if not onnx_path.is_file():
         raise UserError(f"no ONNX file at {onnx_path}")
     chosen = _choose(runtime)
-    trt = require(chosen.name, extra=_EXTRAS[chosen.name])
+    trt = require(chosen.name, extra=RUNTIMES[chosen.name])
     if archs and chosen.name == "tensorrt":
         raise UserError("TensorRT builds for the GPU it runs on, expected no archs; drop them or take tensorrt_rtx")
     device = _device_arch() if chosen.name == "tensorrt" else None

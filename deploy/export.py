@@ -23,11 +23,12 @@ from deploy.bundle import GRAPHS, MANIFEST, PRECISIONS, TEXT, TOKENIZER, VISION,
 from deploy.engine import Profile, Runtime, build_engine, installed_runtimes
 from deploy.fold import fold
 from deploy.fuse_rca import fuse_rca
-from deploy.graphs import IMAGE, TOKENS, export_text, export_vision, flatten_prompt
+from deploy.graphs import export_text, export_vision, flatten_prompt
 from deploy.onnx_run import Feeds
 from deploy.parity import Parity, measure_parity
 from deploy.precision import simplify, to_fp16
 from deploy.runtime.gpu import gpu_architecture
+from deploy.runtime.interface import IMAGE, TOKENS
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
@@ -106,17 +107,15 @@ def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens
                 prompt = flatten_prompt(model.prompt(model.text(pair)))
             vision = export_vision(model, torch.from_numpy(images[:2]), prompt)
         bar.update()
-        text_feeds = [{TOKENS: ids[None]} for ids in tokens]
         text = simplify(text, feeds={TOKENS: tokens[:2]})
         vision = simplify(vision, feeds={IMAGE: images[:2], **{name: t.numpy() for name, t in prompt.items()}})
         bar.update()
-        feeds = list(vision_feeds(model, images, tokens))
         if precision != "fp32":
-            text = to_fp16(text, calibration=text_feeds)
+            text = to_fp16(text, calibration=[{TOKENS: ids[None]} for ids in tokens])
         if precision == "fp16":
-            vision = to_fp16(vision, calibration=feeds)
+            vision = to_fp16(vision, calibration=vision_feeds(model, images, tokens))
         elif precision == "int8":
-            vision = to_int8(vision, calibration=feeds, exclude=last_convolution(vision))
+            vision = to_int8(vision, calibration=vision_feeds(model, images, tokens), exclude=last_convolution(vision))
         bar.update()
     return Graphs(text=fuse_rca(text, expected=0), vision=fuse_rca(vision, expected=rca))
 

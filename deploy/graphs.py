@@ -12,12 +12,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from deploy.runtime.interface import IMAGE, LOGITS, TOKENS
 from talent.model import Prompt, TalentModel
 from talent.model.rca import rca_reference
 
 OPSET = 20  # 18 - 20: newer ones bring operators that TensorRT-RTX does not read (design.md)
 MAX_BATCH = 64
-TOKENS, IMAGE, LOGITS = "tokens", "image", "logits"
 GROUPS = ("adapters", "neck", "keys", "values")
 SINGLES = ("kernel", "kernel_bias")
 

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ def starting_point(settings: TrainSettings) -> Checkpoint:
         add_lora(checkpoint.model, settings.lora)
         checkpoint.lora = settings.lora
     select_trainable(checkpoint.model, tune=settings.tune, train_heads=settings.train_heads)
-    checkpoint.training = settings.to_dict()
+    checkpoint.training = settings.to_dict() | {"preset": checkpoint.config.preset}
     return checkpoint
 
 
@@ -193,8 +192,6 @@ def check_output(settings: TrainSettings) -> None:
 @command("talent-train")
 def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(argv)
-    if settings.init:  # the preset is the checkpoint's
-        settings = replace(settings, preset=load_checkpoint(settings.init).config.preset)
     check_output(settings)
     run = Run(settings)
     if run.accelerator.is_main_process:
