@@ -10,7 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "talent/__init__.py").read_
 
 RUNTIME = ["numpy>=1.26", "opencv-python-headless>=4.8", "tokenizers>=0.19"]
 TRAIN = ["torch>=2.6", "torchvision", "timm>=1.0.9", "open_clip_torch>=2.26", "peft>=0.13", "accelerate>=1.0",
-         "safetensors>=0.4", "scikit-image>=0.22", "jsonargparse>=4.49", "docstring-parser", "pyyaml", "tqdm>=4.66"]
+         "safetensors>=0.4", "scikit-image>=0.22", "pycocotools>=2.0.7", "jsonargparse>=4.49", "docstring-parser", "pyyaml",
+         "tqdm>=4.66", "matplotlib>=3.8", "tensorboard>=2.15"]
 # ModelOpt brings onnxruntime-gpu, which also runs on a CPU; plain onnxruntime beside it breaks both.
 EXPORT = [*TRAIN, "onnx>=1.17", "onnxsim>=0.4.36", "onnxscript>=0.3", "nvidia-modelopt[onnx]>=0.27"]
 RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49", "tqdm>=4.66"]

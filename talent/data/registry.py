@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
-from talent.data.shapes import ShapesDataset
+from pathlib import Path
+
+from talent.data.sample import Samples
 from talent.errors import UserError, suggest
 
-DATASETS = {"shapes": "source", "shapes-shifted": "shifted"}
+SHAPES = {"shapes": "source", "shapes-shifted": "shifted"}
+SHAPES_LENGTH = {"train": 20000, "val": 200, "test": 500}
+REFCOCO = ("refcoco", "refcoco+", "refcocog", "refcocog-google")
+DATASETS = (*SHAPES, *REFCOCO)
+HELP = "shapes, shapes-shifted, refcoco, refcoco+, refcocog, refcocog-google, or a .jsonl file of your own"
 
 
-def open_dataset(name: str, *, split: str, size: int, length: int) -> ShapesDataset:
-    """The data set `name` (one of DATASETS): pictures of size x size pixels, `length` samples of `split`."""
-    if name not in DATASETS:
-        raise UserError(f"unknown data set {name!r}{suggest(name, DATASETS)}")
-    return ShapesDataset(split=split, domain=DATASETS[name], size=size, length=length)
+def check_name(name: str) -> None:
+    """Raise UserError where `name` is neither a data set nor a .jsonl file."""
+    if not name.endswith(".jsonl") and name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}{suggest(name, DATASETS)}; or name a .jsonl file")
+
+
+def open_dataset(name: str, *, split: str, size: int, length: int | None = None,
+                 root: str | Path | None = None) -> Samples:
+    """The data set `name` (one of DATASETS, or a .jsonl file), split `split`.
+
+    size: side of the pictures that shapes draws; photographs keep their own. length: at most so many samples, taken
+    evenly from the whole; None: all there are (of shapes, SHAPES_LENGTH). root: where RefCOCO's files lie. Raises
+    UserError for an unknown name or split, and for missing or broken files.
+    """
+    check_name(name)
+    if name in SHAPES:
+        from talent.data.shapes import ShapesDataset
+        return ShapesDataset(split=split, domain=SHAPES[name], size=size,
+                             length=length or SHAPES_LENGTH.get(split, 1))
+    if name in REFCOCO:
+        from talent.data.refcoco import RefCocoDataset
+        if root is None:
+            raise UserError(f"{name} needs the folder of its files: add --data_root DIR (docs/data.md says what is in it)")
+        samples = RefCocoDataset(root, name=name, split=split)
+    else:
+        from talent.data.jsonl import JsonlDataset
+        samples = JsonlDataset(name, split=split)
+    return samples if length is None or length >= len(samples) else Thinned(samples, length)
+
+
+class Thinned:
+    """`length` samples at even distances in `samples`."""
+
+    def __init__(self, samples: Samples, length: int):
+        self.samples, self.length = samples, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is outside 0..{self.length - 1}")
+        return self.samples[index * len(self.samples) // self.length]
