@@ -110,7 +110,7 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     try:
         parsed = parser.parse_args(_config_first(argv))
         for name, value in parsed.items():  # jsonargparse lets a null in the YAML pass for every type
-            if value is None and name not in ("config", "init"):
+            if value is None and name not in ("config", "init", "losses.cpcl", "losses.tccl"):
                 raise UserError(f"{name}: expected a value, received null; leave the line out to take the default")
         values = parser.instantiate(parsed)
     except (argparse.ArgumentError, TypeError) as error:

@@ -65,9 +65,9 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 def batch_losses(output: TalentOutput, batch: dict, model: TalentModel, weights: LossWeights) -> Losses:
     """Losses of one batch. States that are not as wide as the neck pass `txt_proj` before the contrast."""
     contrast = output.contrast
-    if contrast.shape[2] != output.sentence.shape[1]:
+    if contrast is not None and contrast.shape[2] != output.sentence.shape[1]:
         contrast = model.neck.txt_proj(contrast)
-    return talent_losses(output, contrast, batch["mask"], batch["valid"], weights)
+    return talent_losses(output, contrast, batch, weights)
 
 
 class Run:
@@ -136,7 +136,8 @@ class Run:
         tokens = batch["tokens"]  # [B, 3, L]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.settings)
-        output = self.model(batch["image"], tokens[:, 0], tokens[:, 1:])
+        contrast = None if self.settings.losses.tlm == "none" else tokens[:, 1:]
+        output = self.model(batch["image"], tokens[:, 0], contrast)
         losses = batch_losses(output, batch, self.network, self.settings.losses)
         if not torch.isfinite(losses.total):
             raise UserError(f"the loss became {losses.total.item()} at step {self.step}; lower --learning_rate or use "

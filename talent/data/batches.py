@@ -49,10 +49,11 @@ class RunSampler:
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """Samples as tensors: image [3, S, S], mask [1, S, S], sentences [3, L] (its own, a positive, a negative), valid.
+    """Samples as tensors: image [3, S, S], mask and others [1, S, S], tokens [3, L], valid, index.
 
-    The positive is another sentence of the object (or the same with a full stop), the negative one of another object
-    of the picture; `valid` says whether there is a negative.
+    tokens: its own sentence, a positive and a negative one. The positive is another sentence of the object (or the same
+    with a full stop), the negative one of another object of the picture; `valid` says whether there is a negative.
+    others: the other objects of the target's category, together.
     """
 
     def __init__(self, samples, tokenizer: Tokenizer, *, image_size: int, seed: int):
@@ -68,10 +69,15 @@ class TrainingSet(torch.utils.data.Dataset):
         rest = [text for text in sample.expressions if text != own]
         positive = rng.choice(rest) if rest else f"{own}."
         negative = rng.choice(sample.negatives) if sample.negatives else own
+        others = np.zeros_like(sample.mask)
+        for mask in sample.others:
+            others |= mask
         image, box = preprocess(sample.image, self.image_size)
         return {
             "image": torch.from_numpy(image[0]),
-            "mask": torch.from_numpy(letterbox_mask(sample.mask, box).astype(np.float32))[None],
+            "mask": torch.from_numpy(letterbox_mask(sample.mask, box))[None],
+            "others": torch.from_numpy(letterbox_mask(others, box))[None],
             "tokens": torch.from_numpy(self.tokenizer([str(own), str(positive), str(negative)])),
             "valid": torch.tensor(bool(sample.negatives)),
+            "index": torch.tensor(pick.index),
         }

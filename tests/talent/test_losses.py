@@ -156,7 +156,7 @@ def output_of(dtype: torch.dtype, scale: float = 1.0) -> tuple[SimpleNamespace, 
 def test_total_is_the_weighted_sum():
     output, contrast, mask = output_of(torch.float32)
     valid = torch.tensor([True, False])
-    losses = talent_losses(output, contrast, mask, valid, LossWeights(cpcl=0.3, tccl=0.7))
+    losses = talent_losses(output, contrast, {"mask": mask, "valid": valid}, LossWeights(cpcl=0.3, tccl=0.7))
     sentence = output.sentence.double().numpy()
     cpcl = sum(slow_cpcl(scale.double().numpy(), sentence) for scale in output.neck.scales)
     tccl = slow_tccl(output.neck.aggregated.double().numpy().mean(1), contrast[:, 0].double().numpy(),
@@ -165,17 +165,19 @@ def test_total_is_the_weighted_sum():
     for received, wanted in ((losses.segmentation, segmentation), (losses.cpcl, cpcl), (losses.tccl, tccl),
                              (losses.total, segmentation + 0.3 * cpcl + 0.7 * tccl)):
         assert float(received) == pytest.approx(wanted, rel=1e-5)
-    assert (LossWeights().cpcl, LossWeights().tccl) == (0.1, 0.01)
+    assert LossWeights().resolved() == (0.1, 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 60.0])
-def test_half_precision_is_finite(dtype, scale):
+@pytest.mark.parametrize("tlm", ["official", "rectified"])
+def test_half_precision_is_finite(dtype, scale, tlm):
     """With features of 60, s s^t is about 1e8: far above float16's 65504."""
     output, contrast, mask = output_of(dtype, scale)
     for tensor in (output.logits, output.sentence, contrast, output.neck.aggregated, *output.neck.scales):
         tensor.requires_grad_()
-    losses = talent_losses(output, contrast, mask, torch.tensor([True, True]), LossWeights())
+    batch = {"mask": mask, "others": mask.flip(3), "valid": torch.tensor([True, True])}
+    losses = talent_losses(output, contrast, batch, LossWeights(tlm=tlm))
     assert losses.total.dtype == torch.float32
     for name, loss in vars(losses).items():
         assert loss.isfinite(), name
