@@ -16,7 +16,7 @@ TRAIN = ["torch>=2.6", "torchvision", "timm>=1.0.9", "open_clip_torch>=2.26", "p
 EXPORT = [*TRAIN, "onnx>=1.17", "onnxsim>=0.4.36", "onnxscript>=0.3", "nvidia-modelopt[onnx]>=0.27"]
 RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49", "tqdm>=4.66"]
 TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49", "pycuda", "tqdm>=4.66"]
-CPU = ["onnxruntime>=1.18"]
+CPU = ["onnxruntime>=1.18", "tqdm>=4.66"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
 DEV = ["pytest>=8", "ruff>=0.6", "build"]
 ALL = sorted({*EXPORT, *RTX, *BENCHMARKS})
@@ -35,7 +35,8 @@ setup(
                     "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
     entry_points={"console_scripts": [
         "talent-train = talent.cli:train",
-        "talent-eval = talent.cli:evaluate",
+        "talent-eval = deploy.cli:evaluate",
+        "talent-data = talent.cli:data",
         "talent-pack = talent.cli:pack",
         "talent-import = talent.cli:import_official",
         "talent-export = deploy.cli:export",

@@ -26,6 +26,7 @@ from benchmarks import latency  # noqa: E402
 from demo.report import ANSWERS, Scene, score, write_page  # noqa: E402
 from deploy import Bundle, Segmenter, export  # noqa: E402
 from deploy.bundle import GRAPHS  # noqa: E402
+from deploy.evaluate import bundle_predictor  # noqa: E402
 from talent import provenance, train  # noqa: E402
 from talent.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from talent.data.registry import open_dataset  # noqa: E402
@@ -59,14 +60,6 @@ class Steps:
     def __call__(self, title: str) -> None:
         self.number += 1
         print(f"\n=== {self.number}/{STEPS}  {title}  [{self.seconds:.0f} s]", flush=True)
-
-
-def bundle_predictor(segmenter: Segmenter) -> Predict:
-    """A bundle as the function on arrays that `evaluate` takes."""
-    def predict(images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return segmenter.backend.vision(images, segmenter.backend.text(tokens))
-
-    return predict
 
 
 class Answers:

@@ -30,6 +30,6 @@ def launcher(name: str, module: str, *, extra: str) -> Callable[[Sequence[str] |
 
 
 train = launcher("talent-train", "talent.train", extra="train")
-evaluate = launcher("talent-eval", "talent.evaluate", extra="train")
+data = launcher("talent-data", "talent.data.check", extra="train")
 pack = launcher("talent-pack", "talent.pack", extra="train")
 import_official = launcher("talent-import", "talent.import_official", extra="train")

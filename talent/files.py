@@ -22,6 +22,16 @@ def _require_parent(path: Path) -> None:
         raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; run: mkdir -p {path.parent}")
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise UserError where `atomic_write(path)` would: ask before the work, not after it."""
+    path = Path(path)
+    _require_parent(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory, expected a file name")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
 def _beside(path: Path) -> Path:
     """A free hidden name in the same folder (so the same file system) that keeps the suffix some writers look at."""
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -34,12 +44,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The bytes are on the disk before the name is, so a power cut leaves the old file or the new one.
     Raises UserError when the folder is missing or not writable, or when `path` is a directory.
     """
+    check_writable(path)
     path = Path(path)
-    _require_parent(path)
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a directory, expected a file name")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
     temporary = _beside(path)
     try:
         yield temporary
@@ -48,6 +54,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed writers of `path` left beside it. Nobody may be writing `path` meanwhile."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The training losses: segmentation, and target-aware learning (TLM) as published or rectified.
 
-B batch, N image tokens (a square grid), C neck width, S image size. Source: model.md of the design ("Training"), read off
-the official code; the rectified losses are this project's, after the paper's words (docs/tlm.md). Everything is computed
-in float32, whatever the network ran in.
+B batch, N image tokens (a square grid), C neck width, S image size. Source: model.md of the design ("Training"), read
+off the official code; the rectified losses are this project's, after the paper's words (docs/tlm.md). Everything is
+computed in float32, whatever the network ran in.
 """
 
 from __future__ import annotations

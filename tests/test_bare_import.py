@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "tokenizers")
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
-MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.files", "talent.provenance", "deploy",
-           "deploy.runtime.segmenter", "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle",
-           "deploy.predict", "talent.cli", "deploy.cli")
+MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.evaluate", "talent.worst_cases",
+           "talent.files", "talent.provenance", "talent.cli", "deploy", "deploy.runtime.segmenter",
+           "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle", "deploy.predict",
+           "deploy.evaluate", "deploy.cli")
 
 
 def _lend(package: str, site_packages: Path) -> None:
@@ -81,7 +82,7 @@ def test_missing_runner_names_the_extra(bare_python):
 
 
 @pytest.mark.parametrize(("call", "extra"), [
-    ("talent.cli import train", "train"), ("talent.cli import evaluate", "train"), ("talent.cli import pack", "train"),
+    ("talent.cli import train", "train"), ("talent.cli import pack", "train"),
     ("talent.cli import import_official", "train"), ("deploy.cli import export", "export")])
 def test_a_command_without_its_extra_is_one_line_and_exit_code_2(bare_python, call, extra):
     done = _run(bare_python, f"import sys; from {call} as main; sys.exit(main(['--help']))")

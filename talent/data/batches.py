@@ -26,12 +26,15 @@ class Pick:
 
 
 class RunSampler:
-    """The batches of a whole run, each epoch in a new order; `start` batches are left out (resume)."""
+    """The batches of one process for a whole run, each epoch in a new order; `start` batches are left out (resume).
 
-    drop_last = True
+    Batch b of all `processes` together are the same samples as batch b of one process with a batch as large.
+    """
 
-    def __init__(self, *, length: int, batch_size: int, batches: int, seed: int, start: int = 0):
+    def __init__(self, *, length: int, batch_size: int, batches: int, seed: int, start: int = 0, rank: int = 0,
+                 processes: int = 1):
         self.length, self.batch_size, self.batches, self.seed, self.start = length, batch_size, batches, seed, start
+        self.rank, self.processes = rank, processes
 
     def __len__(self) -> int:
         return self.batches - self.start
@@ -40,7 +43,8 @@ class RunSampler:
         orders: dict[int, np.ndarray] = {}
         for batch in range(self.start, self.batches):
             picks = []
-            for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
+            first = (batch * self.processes + self.rank) * self.batch_size
+            for position in range(first, first + self.batch_size):
                 epoch, place = divmod(position, self.length)
                 if epoch not in orders:
                     orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.length)}

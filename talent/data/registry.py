@@ -36,7 +36,7 @@ def open_dataset(name: str, *, split: str, size: int, length: int | None = None,
     if name in REFCOCO:
         from talent.data.refcoco import RefCocoDataset
         if root is None:
-            raise UserError(f"{name} needs the folder of its files: add --data_root DIR; docs/data.md says what is in it")
+            raise UserError(f"{name} needs the folder of its files: add --data_root DIR (docs/data.md: what is in it)")
         samples = RefCocoDataset(root, name=name, split=split)
     else:
         from talent.data.jsonl import JsonlDataset
