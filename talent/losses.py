@@ -18,7 +18,7 @@ from talent.model.talent import TalentOutput
 
 PAIR_THRESHOLD = 0.7
 TEMPERATURE = 0.1  # of the rectified losses: cosines of -1..1 become logits of -10..10
-WEIGHTS = {"official": (0.1, 0.01), "rectified": (0.1, 0.1), "none": (0.0, 0.0)}  # CPCL, TCCL
+WEIGHTS = {"official": (0.1, 0.01), "rectified": (0.4, 0.2), "none": (0.0, 0.0)}  # CPCL, TCCL
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class LossWeights:
 
     Args:
         tlm: official (as published), rectified or none
-        cpcl: weight of contextual pairwise consistency; default 0.1
-        tccl: weight of the target-centric contrast; default 0.01 for official, 0.1 for rectified
+        cpcl: weight of contextual pairwise consistency; default 0.1 for official, 0.4 for rectified
+        tccl: weight of the target-centric contrast; default 0.01 for official, 0.2 for rectified
     """
 
     tlm: str = "official"

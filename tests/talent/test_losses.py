@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from talent.errors import UserError
 from talent.image import upsample_bicubic
 from talent.losses import (
     LossWeights,
     contextual_pairwise_consistency,
+    grid_coverage,
     mask_target,
     segmentation_loss,
     talent_losses,
     target_centric_contrast,
+    target_instance_contrast,
+    text_referred_affinity,
+    text_referred_confusers,
 )
 from talent.metrics import iou
 
@@ -72,6 +77,52 @@ def slow_tccl(target: np.ndarray, positive: np.ndarray, negative: np.ndarray, va
         if use:
             losses.append(-np.log(near / (near + far)))
     return float(np.mean(losses)) if losses else 0.0
+
+
+def mean_under(features: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return sum(w * f for w, f in zip(weight, features, strict=True)) / sum(weight)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def slow_confusers(features: np.ndarray, sentence: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    """Of one sample: exp(cos / 0.1) times what the target leaves uncovered, made to sum to 1."""
+    weight = np.array([np.exp(cosine(f, sentence) / 0.1) * (1 - c) for f, c in zip(features, coverage, strict=True)])
+    return weight / weight.sum()
+
+
+def slow_rectified_cpcl(features: np.ndarray, sentence: np.ndarray, coverage: np.ndarray) -> float:
+    """Balanced cross-entropy of (cos(f, P) - cos(f, Q)) / 0.1, P of the target and Q of the confusers."""
+    losses = []
+    for fs, word, cover in zip(features, sentence, coverage, strict=True):
+        unit = np.array([f / np.linalg.norm(f) for f in fs])
+        confusers = slow_confusers(fs, word, cover)
+        target, confused = mean_under(unit, cover), mean_under(unit, confusers)
+        inside = outside = 0.0
+        for f, share, weight in zip(unit, cover / cover.sum(), confusers, strict=True):
+            logit = (cosine(f, target) - cosine(f, confused)) / 0.1
+            inside += share * np.log1p(np.exp(-logit))
+            outside += weight * np.log1p(np.exp(logit))
+        losses.append((inside + outside) / 2)
+    return float(np.mean(losses))
+
+
+def slow_rectified_tccl(features, sentence, positive, negative, valid, coverage, others) -> float:
+    """-log of the share of exp(cos(v, pos) / 0.1) among target, negative sentence, confusers and other instances."""
+    losses = []
+    for b, fs in enumerate(features):
+        v = mean_under(fs, coverage[b])
+        terms = [cosine(v, positive[b]), cosine(mean_under(fs, slow_confusers(fs, sentence[b], coverage[b])),
+                                                positive[b])]
+        if valid[b]:
+            terms.append(cosine(v, negative[b]))
+        if others[b].any():
+            terms.append(cosine(mean_under(fs, others[b] * (1 - coverage[b])), positive[b]))
+        shares = np.exp(np.array(terms) / 0.1)
+        losses.append(-np.log(shares[0] / shares.sum()))
+    return float(np.mean(losses))
 
 
 def numbers(*shapes: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> list[np.ndarray]:
@@ -183,3 +234,111 @@ def test_half_precision_is_finite(dtype, scale, tlm):
         assert loss.isfinite(), name
     losses.total.backward()
     assert all(t.grad.isfinite().all() for t in (output.logits, contrast, output.neck.aggregated, *output.neck.scales))
+
+
+def rectified_inputs(*, seed: int = 0) -> dict[str, np.ndarray]:
+    """Three samples on a 3 x 3 grid, 6 channels: soft masks, one sample without a negative, one without others."""
+    rng = np.random.default_rng(seed)
+    features, sentence, positive, negative = numbers((3, 9, 6), (3, 6), (3, 6), (3, 6), seed=seed)
+    coverage = rng.random((3, 9)) * (rng.random((3, 9)) > 0.4)
+    others = (rng.random((3, 9)) > 0.5).astype(float)
+    others[2] = 0
+    return {"features": features, "sentence": sentence, "positive": positive, "negative": negative,
+            "valid": np.array([True, False, True]), "coverage": coverage, "others": others}
+
+
+def as_tensors(given: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(a if a.dtype == bool else a.astype(np.float32)) for name, a in given.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rectified_cpcl(seed):
+    given = rectified_inputs(seed=seed)
+    names = ("features", "sentence", "coverage")
+    received = text_referred_affinity(*tensors(*(given[name] for name in names)))
+    assert float(received) == pytest.approx(slow_rectified_cpcl(*(given[name] for name in names)), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rectified_tccl(seed):
+    given = rectified_inputs(seed=seed)
+    assert float(target_instance_contrast(**as_tensors(given))) == pytest.approx(slow_rectified_tccl(**given), rel=1e-4)
+
+
+def test_confusers_lie_outside_the_target_and_where_the_sentence_points():
+    features = torch.eye(4)[None]
+    weights = text_referred_confusers(features, torch.tensor([[1.0, 0.9, 0.0, 0.0]]), torch.tensor([[1.0, 0, 0, 0]]))
+    assert weights[0, 0] < 1e-4 and weights.sum() == pytest.approx(1)
+    assert weights[0, 1] > 0.9, "the first pixel is the target's own; the second is what the words confuse it with"
+
+
+@pytest.mark.parametrize("times", [2, 16])
+def test_rectified_losses_do_not_depend_on_the_number_of_pixels(times):
+    one = as_tensors(rectified_inputs())
+    many = {name: a.repeat_interleave(times, 1) if name in ("features", "coverage", "others") else a
+            for name, a in one.items()}
+    names = ("features", "sentence", "coverage")
+    assert float(text_referred_affinity(*(many[n] for n in names))) == pytest.approx(
+        float(text_referred_affinity(*(one[n] for n in names))), rel=1e-5)
+    assert float(target_instance_contrast(**many)) == pytest.approx(float(target_instance_contrast(**one)), rel=1e-5)
+
+
+def test_rectified_losses_fall_when_the_target_stands_apart():
+    one = as_tensors(rectified_inputs())
+    one["coverage"] = (one["coverage"] > 0.3).float()
+    apart = one | {"features": one["features"] + 5 * one["coverage"].unsqueeze(2) * one["positive"].unsqueeze(1)}
+    names = ("features", "sentence", "coverage")
+    assert text_referred_affinity(*(apart[n] for n in names)) < 0.9 * text_referred_affinity(*(one[n] for n in names))
+    assert target_instance_contrast(**apart) < 0.9 * target_instance_contrast(**one)
+
+
+def test_sample_without_a_visible_target_counts_as_zero_and_has_no_gradient():
+    one = as_tensors(rectified_inputs())
+    one["coverage"][1] = 0
+    features = one["features"].requires_grad_()
+    total = text_referred_affinity(features, one["sentence"], one["coverage"]) + target_instance_contrast(**one)
+    total.backward()
+    assert total.isfinite() and features.grad.isfinite().all()
+    assert not features.grad[1].any() and features.grad[0].any()
+
+
+@pytest.mark.parametrize("size", [12, 13])
+def test_grid_coverage_is_the_mean_of_each_cell(size):
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., :size // 2] = 1
+    coverage = grid_coverage(mask, 16).reshape(4, 4)
+    assert coverage[:, 0].eq(1).all() and coverage[:, 3].eq(0).all()
+    if size % 4 == 0:
+        assert float(coverage.mean()) == pytest.approx(float(mask.mean()))
+
+
+def test_without_target_aware_learning_only_the_mask_counts():
+    output, _, mask = output_of(torch.float32)
+    losses = talent_losses(output, None, {"mask": mask}, LossWeights(tlm="none"))
+    assert losses.total == losses.segmentation and losses.cpcl == losses.tccl == 0
+
+
+def test_rectified_total_is_the_weighted_sum():
+    output, contrast, mask = output_of(torch.float32)
+    batch = {"mask": mask, "others": mask.flip(3), "valid": torch.tensor([True, False])}
+    losses = talent_losses(output, contrast, batch, LossWeights(tlm="rectified", cpcl=0.3, tccl=0.7))
+    coverage, others = (grid_coverage(batch[name], 9).double().numpy() for name in ("mask", "others"))
+    sentence = output.sentence.double().numpy()
+    cpcl = sum(slow_rectified_cpcl(scale.double().numpy(), sentence, coverage) for scale in output.neck.scales)
+    tccl = slow_rectified_tccl(output.neck.aggregated.double().numpy(), sentence, contrast[:, 0].double().numpy(),
+                               contrast[:, 1].double().numpy(), batch["valid"].numpy(), coverage, others)
+    assert (float(losses.cpcl), float(losses.tccl)) == pytest.approx((cpcl, tccl), rel=1e-4)
+    assert float(losses.total) == pytest.approx(float(losses.segmentation) + 0.3 * cpcl + 0.7 * tccl, rel=1e-4)
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="did you mean 'rectified'"):
+        LossWeights(tlm="rectifed")
+
+
+def test_count_of_all_processes_divides_the_contrast():
+    v, positive, negative = tensors(*numbers((3, 5), (3, 5), (3, 5)))
+    valid = torch.tensor([True, True, False])
+    own = target_centric_contrast(v, positive, negative, valid)
+    shared = target_centric_contrast(v, positive, negative, valid, torch.tensor(1.5))
+    assert float(shared) == pytest.approx(float(own) * 2 / 1.5)
