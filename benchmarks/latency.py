@@ -33,7 +33,7 @@ from deploy.runtime.gpu import gpu_architecture  # noqa: E402
 from deploy.runtime.segmenter import Segmentation, Segmenter  # noqa: E402
 from deploy.runtime.tensorrt import RUNTIMES  # noqa: E402
 from talent import provenance  # noqa: E402
-from talent.data.registry import DATASETS, open_dataset  # noqa: E402
+from talent.data.registry import SHAPES, open_dataset  # noqa: E402
 from talent.data.sample import Sample  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
 from talent.files import atomic_write  # noqa: E402
@@ -369,7 +369,7 @@ def parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="directory that talent-export wrote")
     result.add_argument("--checkpoint", type=Path, help="checkpoint of the bundles: adds the PyTorch rows")
-    result.add_argument("--data", default="shapes", help=f"samples: {', '.join(DATASETS)} (default: %(default)s)")
+    result.add_argument("--data", default="shapes", help=f"samples: {', '.join(SHAPES)} (default: %(default)s)")
     result.add_argument("--samples", type=int, default=20, metavar="N", help="samples of a pass (default: %(default)s)")
     result.add_argument("--rounds", type=int, default=5, metavar="R", help="passes per row (default: %(default)s)")
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")

@@ -32,7 +32,7 @@ from deploy.runtime.interface import IMAGE, TOKENS
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
-from talent.data.registry import DATASETS, open_dataset
+from talent.data.registry import HELP, open_dataset
 from talent.data.sample import Sample
 from talent.errors import UserError, command
 from talent.evaluate import torch_predictor
@@ -172,13 +172,14 @@ def build_engines(bundle: Bundle, *, batch: int) -> Bundle:
 @dataclass(frozen=True)
 class ExportOptions:
     """How a bundle is made. data: data set of the calibration (train) and parity (val) samples, None for the one that
-    the checkpoint was trained on (shapes where it was not trained here).
+    the checkpoint was trained on (shapes where it was not trained here). data_root: folder of RefCOCO's files.
 
     max_miou_drop: mIoU that may be lost, None for the precision's own bound. batch: largest batch of the engines.
     """
 
     precision: str
     data: str | None = None
+    data_root: str | Path | None = None
     calibration: int = 64
     parity: int = 64
     max_miou_drop: float | None = None
@@ -193,9 +194,11 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Bundle:
     Raises UserError for bad input and where more mIoU is lost than allowed.
     """
     checkpoint = load_checkpoint(source)
-    options = replace(options, data=options.data or checkpoint.training.get("data", "shapes"))
+    options = replace(options, data=options.data or checkpoint.training.get("data", "shapes"),
+                      data_root=options.data_root or checkpoint.training.get("data_root"))
     size = checkpoint.config.image_size
-    calibration = open_dataset(options.data, split="train", size=size, length=options.calibration)
+    calibration = open_dataset(options.data, split="train", size=size, length=options.calibration,
+                               root=options.data_root)
     images, tokens = sample_tensors([calibration[i] for i in range(len(calibration))], checkpoint)
     with atomic_directory(output, marker=MANIFEST) as directory:
         merged = merge_checkpoint(checkpoint, images[:4], tokens[:4])
@@ -219,7 +222,8 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Bundle:
 
 def check_parity(bundle: Bundle, checkpoint: Checkpoint, options: ExportOptions) -> Parity:
     """Compare with PyTorch FP32 in ONNX Runtime; UserError where the loss of mIoU passes the bound."""
-    held_out = open_dataset(options.data, split="val", size=bundle.image_size, length=options.parity)
+    held_out = open_dataset(options.data, split="val", size=bundle.image_size, length=options.parity,
+                            root=options.data_root)
     with Segmenter(bundle, backend="onnxruntime") as segmenter:
         parity = measure_parity(segmenter, torch_predictor(checkpoint.model),
                                 [held_out[i] for i in range(len(held_out))])
@@ -243,8 +247,9 @@ def parser() -> argparse.ArgumentParser:
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name)
     result.set_defaults(precision="fp16")
     result.add_argument("-o", "--output", type=Path, required=True, help="bundle directory to write")
-    result.add_argument("--data", help=f"samples for calibration and parity: {', '.join(DATASETS)} "
-                                       "(default: what the checkpoint was trained on, else shapes)")
+    result.add_argument("--data", help=f"samples for calibration and parity: {HELP} (default: what the checkpoint was "
+                                       "trained on, else shapes)")
+    result.add_argument("--data-root", "--data_root", type=Path, help="folder of RefCOCO's files (docs/data.md)")
     result.add_argument("--calibration", type=int, default=64, help="samples that set the ranges (default 64)")
     result.add_argument("--parity", type=int, default=64, help="samples that are compared (default 64)")
     result.add_argument("--max-miou-drop", type=float, help=f"mIoU that may be lost (default {MAX_MIOU_DROP})")
@@ -261,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, name) < least:
             raise UserError(f"--{name}: expected at least {least}, received {getattr(arguments, name)}")
     options = ExportOptions(
-        precision=arguments.precision, data=arguments.data, calibration=arguments.calibration, parity=arguments.parity,
-        max_miou_drop=arguments.max_miou_drop, allow_drop=arguments.allow_drop, engines=not arguments.no_engine,
-        batch=arguments.batch)
+        precision=arguments.precision, data=arguments.data, data_root=arguments.data_root,
+        calibration=arguments.calibration, parity=arguments.parity, max_miou_drop=arguments.max_miou_drop,
+        allow_drop=arguments.allow_drop, engines=not arguments.no_engine, batch=arguments.batch)
     if options.engines and not usable_runtimes():
         installed = ", ".join(runtime.name for runtime in installed_runtimes()) or "none"
         raise UserError(f"no TensorRT can build engines here (installed: {installed}; full TensorRT needs its GPU); "

@@ -342,3 +342,18 @@ def test_count_of_all_processes_divides_the_contrast():
     own = target_centric_contrast(v, positive, negative, valid)
     shared = target_centric_contrast(v, positive, negative, valid, torch.tensor(1.5))
     assert float(shared) == pytest.approx(float(own) * 2 / 1.5)
+
+
+def test_official_golden_numbers():
+    """1024 pixels, as base has them. The numbers come from a float64 NumPy version of model.md, written apart from this.
+
+    CPCL is all but the share of rows of M that are not empty, to about 1e-3: what makes it nearly constant.
+    """
+    rng = np.random.default_rng(2604)
+    features, sentence = rng.standard_normal((2, 1024, 64)), rng.standard_normal((2, 64))
+    v, positive, negative = (rng.standard_normal((3, 64)) for _ in range(3))
+    cpcl = float(contextual_pairwise_consistency(*tensors(features, sentence)))
+    assert cpcl == pytest.approx(0.7194822410161199, rel=1e-5)
+    assert 1 - 2e-3 < cpcl / 0.72021484375 < 1, "the share of rows with a pixel above the threshold"
+    tccl = target_centric_contrast(*tensors(v, positive, negative), torch.tensor([True, False, True]))
+    assert float(tccl) == pytest.approx(0.6796713180565719, rel=1e-6)
