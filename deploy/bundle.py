@@ -3,7 +3,11 @@
     text.onnx  vision.onnx  [*.onnx.data]  tokenizer.json  bundle.json  engines/<runtime>-<version>-<arch>/*.plan
 
 `text` turns token ids into prompt tensors; `vision` turns a picture and those tensors into logits. bundle.json says how
-to feed them, where they came from and what was measured.
+to feed them, where they came from, what was measured, and the size and SHA-256 of every file (deploy/manifest.py).
+
+Loading compares sizes, so that a copy that broke off is found at once. What a runtime is handed - the graphs or the
+engines that it loads, and the tokenizer - is compared with its SHA-256 at that moment: a network that was changed is
+never run. `verify` compares everything.
 """
 
 from __future__ import annotations
@@ -11,37 +15,47 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from deploy.integrity import FileRecord, Progress, measure, problem
+from deploy.manifest import (
+    AGAIN,
+    GRAPHS,
+    MANIFEST,
+    PORTABLE,
+    PRECISIONS,
+    PREPROCESSING,
+    REQUIRED_FILES,
+    SCHEMA,
+    TEXT,
+    TOKENIZER,
+    VISION,
+    check_manifest,
+    read_manifest,
+)
 from talent import provenance
-from talent.errors import UserError, suggest
+from talent.errors import UserError
 from talent.files import atomic_write
-from talent.image import CLIP_MEAN, CLIP_STD, THRESHOLD
+from talent.image import THRESHOLD
 
-SCHEMA = 1
-MANIFEST = "bundle.json"
-TEXT = "text.onnx"
-VISION = "vision.onnx"
-TOKENIZER = "tokenizer.json"
-GRAPHS = ("text", "vision")
-PRECISIONS = ("fp32", "fp16", "int8")
-PORTABLE = "portable"  # the `arch` of a TensorRT-RTX engine for every GPU that TensorRT-RTX targets by default:
-_PORTABLE_FROM = 80  # compute capability 8.0 and later
-_REQUIRED_FILES = (TEXT, VISION, TOKENIZER)
-_AGAIN = "export the bundle again with talent-export"
+__all__ = ["GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "SCHEMA", "TEXT", "TOKENIZER", "VISION",
+           "Bundle", "EngineRecord", "engine_directory"]
 
-PREPROCESSING = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), "interpolation": "cubic", "letterbox": True}
+EXTERNAL_DATA = ".data"  # weights of vision.onnx lie in vision.onnx.data where they are large
+_PORTABLE_FROM = 80  # what TensorRT-RTX targets by default: compute capability 8.0 and later
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineRecord:
     """One TensorRT engine of a bundle.
 
     graph: "text" or "vision". runtime: "tensorrt" or "tensorrt_rtx". version: `__version__` of that package. arch:
     "sm87", several as "sm86+sm89", or "portable". path: relative to the bundle. seconds: what the build took.
+    bytes, sha256, and built_from (SHA-256 of the graph's ONNX files by name): `Bundle.with_engines` measures them.
     """
 
     graph: str
@@ -50,8 +64,10 @@ class EngineRecord:
     version: str
     arch: str
     path: str
-    bytes: int
     seconds: float
+    bytes: int = 0
+    sha256: str = ""
+    built_from: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, *, runtime: str, version: str, arch: str) -> bool:
         """Whether this engine may be loaded: engines belong to one TensorRT version and one GPU architecture."""
@@ -69,7 +85,8 @@ class Bundle:
     """What bundle.json says, and the directory that it says it of.
 
     image_size: side of the network's square input in pixels. context_length: tokens of a sentence. threshold:
-    probability above which a pixel belongs to the object. files: SHA-256 of each file by name.
+    probability above which a pixel belongs to the object. records: size and digest of each file by name; the engines
+    have theirs with them.
     """
 
     directory: Path
@@ -80,7 +97,7 @@ class Bundle:
     threshold: float
     preprocessing: Mapping[str, Any]
     source: Mapping[str, Any]
-    files: Mapping[str, str]
+    records: Mapping[str, FileRecord]
     engines: tuple[EngineRecord, ...]
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -88,20 +105,31 @@ class Bundle:
     created: str
 
     @classmethod
-    def load(cls, directory: str | Path, *, verify: bool = False) -> Bundle:
-        """Read a bundle; `verify` also compares every file with its SHA-256 (which reads them all).
+    def read(cls, directory: str | Path) -> Bundle:
+        """What bundle.json says; no other file is looked at.
 
-        Raises UserError for a missing directory, manifest, field or file, for JSON that is malformed or of a newer
-        schema, for preprocessing other than this version's, and for a file that differs from its digest.
+        Raises UserError for a missing directory or manifest, for JSON that is malformed or of a newer schema, and for
+        fields that are missing, unknown or wrong.
         """
         directory = Path(directory)
         if not directory.is_dir():
             raise UserError(f"no such bundle: {directory}; expected a directory that talent-export wrote")
-        manifest = _read_manifest(directory / MANIFEST)
-        engines = tuple(_engine(entry, directory / MANIFEST) for entry in manifest.pop("engines"))
+        manifest = read_manifest(directory / MANIFEST)
         del manifest["schema"]
-        bundle = cls(directory=directory, engines=engines, **manifest)
-        bundle._check(verify=verify)
+        records = {name: FileRecord(**entry) for name, entry in manifest.pop("files").items()}
+        engines = tuple(EngineRecord(**entry) for entry in manifest.pop("engines"))
+        return cls(directory=directory, records=records, engines=engines, **manifest)
+
+    @classmethod
+    def load(cls, directory: str | Path, *, verify: bool = False) -> Bundle:
+        """Read a bundle and compare the size of every file; `verify` also compares every digest (reads them all).
+
+        Engines may be left out of a copy; those that are there must be whole.
+        Raises UserError as `read` does, and for a file that is missing or differs.
+        """
+        bundle = cls.read(directory)
+        for name in bundle.present():
+            bundle.checked(name, digest=verify)
         return bundle
 
     @classmethod
@@ -111,17 +139,17 @@ class Bundle:
         """Describe a directory that holds the graphs and the tokenizer: hashes the files, writes bundle.json, loads it.
 
         source: {"checkpoint": name, "sha256": digest}. The commit and the time are filled in here.
-        Raises UserError when a file of the bundle is missing.
+        Raises UserError when a file of the bundle is missing or a value is one that `read` would refuse.
         """
         directory = Path(directory)
-        names = [*_REQUIRED_FILES, *sorted(path.name for path in directory.glob("*.onnx.data"))]
+        names = [*REQUIRED_FILES, *sorted(path.name for path in directory.glob(f"*.onnx{EXTERNAL_DATA}"))]
         for name in names:
             if not (directory / name).is_file():
                 raise UserError(f"expected {name} in {directory} before its {MANIFEST} is written")
         bundle = cls(
             directory=directory, preset=preset, precision=precision, image_size=image_size,
             context_length=context_length, threshold=threshold, preprocessing=PREPROCESSING, source=dict(source),
-            files={name: provenance.sha256(directory / name) for name in names}, engines=tuple(engines),
+            records={name: measure(directory / name) for name in names}, engines=tuple(engines),
             parity=dict(parity or {}), versions=dict(provenance.versions() if versions is None else versions),
             commit=provenance.commit(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
@@ -129,110 +157,104 @@ class Bundle:
         return cls.load(directory)
 
     def with_engines(self, records: Iterable[EngineRecord]) -> Bundle:
-        """Add engines (one with the path of an old one takes its place), rewrite bundle.json, return the new bundle."""
-        by_path = {record.path: record for record in (*self.engines, *records)}
+        """Add engines (one with the path of an old one takes its place), rewrite bundle.json, return the new bundle.
+
+        What they are and which ONNX files they were built from is measured here.
+        Raises UserError when an engine's file is missing, or when its graph is no longer the one of bundle.json.
+        """
+        by_path = {record.path: record for record in (*self.engines, *map(self._measured, records))}
         bundle = dataclasses.replace(self, engines=tuple(by_path.values()))
         bundle._write()
         return Bundle.load(self.directory)
 
     @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file by name, without the engines."""
+        return {name: record.sha256 for name, record in self.records.items()}
+
+    @property
     def text_onnx(self) -> Path:
-        return self.directory / TEXT
+        """The text graph, compared with its SHA-256 just now; UserError where it differs."""
+        return self._graph("text")
 
     @property
     def vision_onnx(self) -> Path:
-        return self.directory / VISION
+        """The vision graph, compared with its SHA-256 just now; UserError where it differs."""
+        return self._graph("vision")
 
     @property
     def tokenizer_json(self) -> Path:
-        return self.directory / TOKENIZER
+        """The tokenizer, compared with its SHA-256 just now; UserError where it differs."""
+        return self.checked(TOKENIZER)
 
     def engine(self, graph: str, *, runtime: str, version: str, arch: str) -> Path | None:
-        """The engine of a graph that fits this TensorRT and GPU, or None; one for this GPU before a portable one."""
+        """The engine of a graph that fits this TensorRT and GPU, or None; one for this GPU before a portable one.
+
+        Raises UserError for an engine that was built from other ONNX files, or that differs from its SHA-256.
+        """
         fitting = [record for record in self.engines
                    if record.graph == graph and record.fits(runtime=runtime, version=version, arch=arch)
-                   and (self.directory / record.path).is_file()]
+                   and os.path.isfile(self.directory / record.path)]
         best = min(fitting, key=lambda record: record.arch == PORTABLE, default=None)
-        return self.directory / best.path if best else None
+        if best is None:
+            return None
+        if changed := self.changed_since(best):
+            raise UserError(f"{self.directory / best.path} was built from another {' and '.join(changed)} than this "
+                            "bundle has; run talent-export again on this machine to build it again, or remove it")
+        return self.checked(best.path)
+
+    def changed_since(self, engine: EngineRecord) -> list[str]:
+        """Names of the ONNX files that are not those which the engine was built from; none for one that is current."""
+        now = self._graph_files(engine.graph)
+        return sorted(name for name in now.keys() | engine.built_from.keys()
+                      if now.get(name) != engine.built_from.get(name))
+
+    def present(self) -> dict[str, FileRecord]:
+        """Every recorded file by name, less the engines that were left out of this copy."""
+        engines = {engine.path: FileRecord(bytes=engine.bytes, sha256=engine.sha256) for engine in self.engines
+                   if os.path.exists(self.directory / engine.path)}
+        return {**self.records, **engines}
+
+    def checked(self, name: str, *, digest: bool = True) -> Path:
+        """A recorded file, its size and (`digest`) its SHA-256 compared just now. Raises UserError where it differs."""
+        if wrong := self.problem(name, digest=digest):
+            raise UserError(f"cannot load the bundle {self.directory}: {name} {wrong}; {self.remedy(name)}")
+        return self.directory / name
+
+    def problem(self, name: str, *, digest: bool, progress: Progress | None = None) -> str | None:
+        """What is wrong with a file that `present` names, to follow its name in a sentence; None for nothing."""
+        return problem(self.directory / name, self.present()[name], digest=digest, progress=progress)
+
+    def remedy(self, name: str) -> str:
+        """What to do about a file that is damaged: an engine can go, a graph cannot."""
+        if name in self.records:
+            return f"copy it again or {AGAIN}"
+        return "copy it again, remove it, or run talent-export again on this machine"
+
+    def _graph(self, graph: str) -> Path:
+        """The ONNX file of a graph, its digest and that of its external data compared."""
+        return [self.checked(name) for name in self._graph_files(graph)][0]
+
+    def _graph_files(self, graph: str) -> dict[str, str]:
+        """SHA-256 of the ONNX file of a graph, and of the external data where there is some."""
+        names = (f"{graph}.onnx", f"{graph}.onnx{EXTERNAL_DATA}")
+        return {name: self.files[name] for name in names if name in self.files}
+
+    def _measured(self, record: EngineRecord) -> EngineRecord:
+        path = self.directory / record.path
+        if not path.is_file():
+            raise UserError(f"expected {record.path} in {self.directory} before it is recorded as an engine")
+        self._graph(record.graph)
+        return dataclasses.replace(record, **dataclasses.asdict(measure(path)),
+                                   built_from=self._graph_files(record.graph))
 
     def _write(self) -> None:
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "directory"}
+        content: dict[str, Any] = {"schema": SCHEMA}
+        for name, value in dataclasses.asdict(self).items():
+            if name != "directory":
+                content["files" if name == "records" else name] = value
+        content["engines"] = list(content["engines"])
+        check_manifest(content, self.directory / MANIFEST)
         with atomic_write(self.directory / MANIFEST) as temporary:
-            text = json.dumps({"schema": SCHEMA, **fields}, indent=2, ensure_ascii=False)
+            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
-
-    def _check(self, *, verify: bool) -> None:
-        where = self.directory / MANIFEST
-        if self.precision not in PRECISIONS:
-            raise UserError(f"{where}: expected precision to be one of {', '.join(PRECISIONS)}, received "
-                            f"{self.precision!r}; {_AGAIN}")
-        if self.image_size < 1 or self.context_length < 3 or not 0 <= self.threshold < 1:
-            raise UserError(f"{where}: expected image_size >= 1, context_length >= 3 and 0 <= threshold < 1, received "
-                            f"{self.image_size}, {self.context_length}, {self.threshold}; {_AGAIN}")
-        if dict(self.preprocessing) != PREPROCESSING:
-            raise UserError(f"{where}: expected preprocessing {PREPROCESSING}, received {dict(self.preprocessing)}; "
-                            f"this version cannot feed that network: {_AGAIN}")
-        for name in (*_REQUIRED_FILES, *self.files):
-            if name not in self.files:
-                raise UserError(f"{where}: expected a digest of {name} under 'files'; {_AGAIN}")
-            _check_inside(name, where)
-            if not (self.directory / name).is_file():
-                raise UserError(f"the bundle {self.directory} is incomplete: {name} is missing; copy it whole or "
-                                f"{_AGAIN}")
-            if verify and (received := provenance.sha256(self.directory / name)) != self.files[name]:
-                raise UserError(f"the bundle {self.directory} is damaged: expected {name} to have SHA-256 "
-                                f"{self.files[name]}, received {received}; copy it again or {_AGAIN}")
-
-
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schema": int, "preset": str, "precision": str, "image_size": int, "context_length": int, "threshold": (int, float),
-    "preprocessing": dict, "source": dict, "files": dict, "engines": list, "parity": dict, "versions": dict,
-    "commit": str, "created": str}
-_ENGINE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "graph": str, "precision": str, "runtime": str, "version": str, "arch": str, "path": str, "bytes": int,
-    "seconds": (int, float)}
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"not a bundle: {path.parent} has no {MANIFEST}; expected a directory that talent-export "
-                        "wrote") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: malformed JSON ({error}); {_AGAIN}") from error
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: expected a JSON object, received {type(manifest).__name__}; {_AGAIN}")
-    schema = manifest.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise UserError(f"{path}: expected schema {SCHEMA} or older, received {schema}: the bundle was made by a newer "
-                        "version; run: pip install --upgrade talent-edge")
-    _check_fields(manifest, _FIELDS, path)
-    return manifest
-
-
-def _engine(entry: Any, where: Path) -> EngineRecord:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected an engine to be a JSON object, received {type(entry).__name__}; {_AGAIN}")
-    _check_fields(entry, _ENGINE_FIELDS, where)
-    _check_inside(entry["path"], where)
-    return EngineRecord(**entry)
-
-
-def _check_fields(record: dict[str, Any], fields: dict[str, type | tuple[type, ...]], where: Path) -> None:
-    for name, kind in fields.items():
-        if name not in record:
-            raise UserError(f"{where}: missing field {name!r}; {_AGAIN}")
-        if not isinstance(record[name], kind) or isinstance(record[name], bool):
-            expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise UserError(f"{where}: expected {name!r} to be {expected}, received {record[name]!r}; {_AGAIN}")
-    for name in record:
-        if name not in fields:
-            raise UserError(f"{where}: unknown field {name!r}{suggest(name, fields)}")
-
-
-def _check_inside(name: str, where: Path) -> None:
-    """A bundle may come from a stranger: its manifest must not name files outside it."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where}: expected a path inside the bundle, received {name!r}")

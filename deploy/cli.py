@@ -6,4 +6,6 @@ from talent.cli import launcher
 
 export = launcher("talent-export", "deploy.export", extra="export")
 evaluate = launcher("talent-eval", "deploy.evaluate", extra="cpu")
+inspect_bundle = launcher("talent-inspect", "deploy.inspect_bundle", extra="cpu")
 predict = launcher("talent-predict", "deploy.predict", extra="cpu")
+doctor = launcher("talent-doctor", "deploy.doctor", extra="cpu")

@@ -16,7 +16,7 @@ OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-head
 MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.evaluate", "talent.worst_cases",
            "talent.files", "talent.provenance", "talent.cli", "deploy", "deploy.runtime.segmenter",
            "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle", "deploy.predict",
-           "deploy.evaluate", "deploy.cli")
+           "deploy.evaluate", "deploy.doctor", "deploy.cli")
 
 
 def _lend(package: str, site_packages: Path) -> None:
@@ -88,3 +88,11 @@ def test_a_command_without_its_extra_is_one_line_and_exit_code_2(bare_python, ca
     done = _run(bare_python, f"import sys; from {call} as main; sys.exit(main(['--help']))")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and f"pip install 'talent-edge[{extra}]'" in done.stderr
+
+
+def test_the_doctor_works_on_a_bare_machine(bare_python):
+    """What it says of this machine's GPU is not asked here: there may be one."""
+    done = _run(bare_python, "import sys; from deploy.cli import doctor; code = doctor([])\n"
+                             "assert 'torch' not in sys.modules; sys.exit(code)")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "pip install 'talent-edge[cpu]'" in done.stdout and "pip install 'talent-edge[export]'" in done.stdout

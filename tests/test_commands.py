@@ -42,7 +42,9 @@ def test_help_shows_an_example(name, capsys):
     ("talent-pack", ["no-such-checkpoint", "-o", "out"]),
     ("talent-import", ["no-such-file.pth", "-o", "out"]),
     ("talent-export", ["no-such-checkpoint", "--no-engine", "-o", "out"]),
+    ("talent-inspect", ["no-such-bundle", "--verify"]),
     ("talent-predict", ["no-such-bundle", "photo.jpg", "the red mug", "-o", "out.png"]),
+    ("talent-doctor", ["no-such-bundle"]),
 ])
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
