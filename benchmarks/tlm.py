@@ -89,7 +89,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     shown = ("mIoU", "oIoU", "NTA ratio", "NTA rate")
-    figure, panels = pyplot.subplots(1, len(shown), figsize=(12, 3.2), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(shown), figsize=(12, 3.5), layout="constrained")
     for axes, name in zip(panels, shown, strict=True):
         for seed in sorted({result["seed"] for result in results}):
             own = {result["kind"]: result["metrics"][name] for result in results if result["seed"] == seed}
@@ -98,7 +98,7 @@ def draw(results: Sequence[dict], path: Path) -> None:
         axes.margins(x=0.15, y=0.2)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
