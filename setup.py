@@ -41,6 +41,7 @@ setup(
         "talent-pack = talent.cli:pack",
         "talent-import = talent.cli:import_official",
         "talent-export = deploy.cli:export",
+        "talent-build = deploy.cli:build",
         "talent-predict = deploy.cli:predict",
         "talent-doctor = deploy.cli:doctor",
         "talent-inspect = deploy.cli:inspect_bundle",

@@ -37,6 +37,7 @@ from deploy.manifest import (
     check_manifest,
     read_manifest,
 )
+from deploy.targets import build_command, portable_covers
 from talent import provenance
 from talent.errors import UserError
 from talent.files import atomic_write
@@ -46,7 +47,6 @@ __all__ = ["GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "SCH
            "Bundle", "EngineRecord", "engine_directory"]
 
 EXTERNAL_DATA = ".data"  # weights of vision.onnx lie in vision.onnx.data where they are large
-_PORTABLE_FROM = 80  # what TensorRT-RTX targets by default: compute capability 8.0 and later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class EngineRecord:
     """One TensorRT engine of a bundle.
 
     graph: "text" or "vision". runtime: "tensorrt" or "tensorrt_rtx". version: `__version__` of that package. arch:
-    "sm87", several as "sm86+sm89", or "portable". path: relative to the bundle. seconds: what the build took.
+    "sm87", several as "sm86+sm89", or "portable". path: relative to the bundle. seconds: what the build took. batch:
+    the largest it takes. peak_memory_bytes: the most that the building process held, None for what is not known.
     bytes, sha256, and built_from (SHA-256 of the graph's ONNX files by name): `Bundle.with_engines` measures them.
     """
 
@@ -65,13 +66,15 @@ class EngineRecord:
     arch: str
     path: str
     seconds: float
+    batch: int = 1
+    peak_memory_bytes: int | None = None
     bytes: int = 0
     sha256: str = ""
     built_from: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, *, runtime: str, version: str, arch: str) -> bool:
         """Whether this engine may be loaded: engines belong to one TensorRT version and one GPU architecture."""
-        portable = self.arch == PORTABLE and int(arch.removeprefix("sm")) >= _PORTABLE_FROM
+        portable = self.arch == PORTABLE and portable_covers(arch)
         return self.runtime == runtime and self.version == version and (portable or arch in self.arch.split("+"))
 
 
@@ -200,7 +203,8 @@ class Bundle:
             return None
         if changed := self.changed_since(best):
             raise UserError(f"{self.directory / best.path} was built from another {' and '.join(changed)} than this "
-                            "bundle has; run talent-export again on this machine to build it again, or remove it")
+                            "bundle has; remove it, or build it again: "
+                            + build_command(self.directory, runtime=runtime, arch=arch))
         return self.checked(best.path)
 
     def changed_since(self, engine: EngineRecord) -> list[str]:
@@ -229,7 +233,7 @@ class Bundle:
         """What to do about a file that is damaged: an engine can go, a graph cannot."""
         if name in self.records:
             return f"copy it again or {AGAIN}"
-        return "copy it again, remove it, or run talent-export again on this machine"
+        return f"copy it again, remove it, or build it again: {build_command(self.directory)}"
 
     def _graph(self, graph: str) -> Path:
         """The ONNX file of a graph, its digest and that of its external data compared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from talent.cli import launcher
 
+build = launcher("talent-build", "deploy.build", extra="rtx")
 export = launcher("talent-export", "deploy.export", extra="export")
 evaluate = launcher("talent-eval", "deploy.evaluate", extra="cpu")
 inspect_bundle = launcher("talent-inspect", "deploy.inspect_bundle", extra="cpu")

@@ -9,123 +9,129 @@ to itself; the few calls that a build takes are made here directly.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import signal
-import threading
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from deploy.bundle import PORTABLE
+from deploy import tensorrt_api
+from deploy.build_memory import PeakMemory
+from deploy.build_progress import Phases, run_with_bar
+from deploy.builders import Runtime, choose_runtime, load_runtime
+from deploy.manifest import PORTABLE
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.tensorrt import RUNTIMES
+from deploy.targets import capability
 from talent.errors import UserError
 from talent.files import atomic_write
-from talent.require import require
 
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Smallest, usual and largest shape of one input."""
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """An installed engine builder."""
-
-    name: str
-    """"tensorrt" or "tensorrt_rtx"."""
-    version: str
-
-
-@dataclass(frozen=True)
 class EngineBuild:
-    """What `build_engine` made."""
+    """What `build_engine` made.
+
+    arch: the GPU it is for: "sm87", "sm86+sm89", or PORTABLE. peak_memory_bytes: the most that this process held in
+    memory meanwhile, with everything it held already. peak_gpu_memory_bytes: the most that the builder took on the GPU,
+    by its own word, in whole MiB. None for what is not known.
+    """
 
     path: Path
     bytes: int
     seconds: float
     runtime: Runtime
     arch: str
-    """The GPU it is for: "sm87", "sm86+sm89", or PORTABLE."""
-
-
-def installed_runtimes() -> list[Runtime]:
-    """The engine builders that import here, full TensorRT first. A broken installation raises its own error."""
-    found = []
-    for name in RUNTIMES:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            continue
-        found.append(Runtime(name=name, version=module.__version__))
-    return found
+    peak_memory_bytes: int | None
+    peak_gpu_memory_bytes: int | None
 
 
 def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapping[str, Profile],
                  runtime: str | None = None, archs: Sequence[str] = (), workspace_bytes: int | None = None,
+                 timing_cache: str | Path | None = None, plugins: Collection[str] = (),
                  progress: bool = True) -> EngineBuild:
     """Build the strongly typed network of `onnx_path` (external data beside it is read) into `plan_path`.
 
     `profiles` gives every dynamic input its smallest, usual and largest shape. `runtime` is one of RUNTIMES; None
-    takes the first one installed. `archs` ("sm86") are the GPUs a TensorRT-RTX engine is made for; none means
-    PORTABLE. `workspace_bytes` limits the device memory that a layer may borrow while it runs.
-    Raises UserError for a missing runtime, file, profile or architecture and with the parser's own words for a graph
-    it refuses; RuntimeError when the builder gives up.
+    takes the first one that can build here. `archs` ("sm86") are the GPUs a TensorRT-RTX engine is made for; none means
+    PORTABLE. `workspace_bytes` limits the device memory that a layer may borrow while it runs. `timing_cache`: a file
+    of full TensorRT that is read where it is there, and written. `plugins`: ONNX functions that a registered plugin
+    computes. Folders are made when there is something to put into them.
+    Raises UserError for a missing runtime, file, profile or architecture, with the parser's own words for a graph it
+    refuses, and with the builder's where it gives up; KeyboardInterrupt where Ctrl-C stopped it. Nothing is written
+    then.
     """
-    onnx_path = Path(onnx_path)
+    onnx_path, plan_path = Path(onnx_path), Path(plan_path)
     if not onnx_path.is_file():
         raise UserError(f"no ONNX file at {onnx_path}")
-    chosen = _choose(runtime)
-    trt = require(chosen.name, extra=RUNTIMES[chosen.name])
-    if archs and chosen.name == "tensorrt":
-        raise UserError("TensorRT builds for the GPU it runs on, expected no archs; drop them or take tensorrt_rtx")
-    device = _device_arch() if chosen.name == "tensorrt" else None
-    started = time.monotonic()
-    messages: list[str] = []
-    builder = trt.Builder(_logger(trt, messages))
-    network = builder.create_network(_strongly_typed(trt))
+    chosen = choose_runtime(runtime)
+    arch = engine_arch(chosen.name, archs)
+    if timing_cache is not None:
+        check_timing_cache(chosen.name)
+    trt = load_runtime(chosen.name)
+    chosen = Runtime(chosen.name, trt.__version__)
+    memory, started = PeakMemory(), time.monotonic()
+    log = _Log()
+    builder = trt.Builder(_logger(trt, log))
+    network = builder.create_network(tensorrt_api.network_flags(trt))
     parser = trt.OnnxParser(network, builder.logger)
-    if not parser.parse_from_file(str(onnx_path)):
+    if not tensorrt_api.parse(trt, parser, onnx_path, plugins=plugins):
         errors = "\n  ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
         raise UserError(f"{chosen.name} {chosen.version} cannot read {onnx_path}:\n  {errors}")
     config = builder.create_builder_config()
     if workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.add_optimization_profile(_optimization_profile(builder, network, profiles))
-    arch = device or _target(trt, config, archs)
-    with _interruptible() as interrupted, _progress_bar(trt, onnx_path.name, interrupted, enabled=progress) as monitor:
+    if chosen.name == tensorrt_api.RTX:
+        tensorrt_api.set_targets(trt, config, [] if arch == PORTABLE else arch.split("+"))
+    cache = None if timing_cache is None else tensorrt_api.attach_timing_cache(config, _content(Path(timing_cache)))
+    phases = Phases()
+    monitor = tensorrt_api.progress_monitor(trt, phases)
+    if monitor is not None:
         config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+    plan = run_with_bar(lambda: builder.build_serialized_network(network, config), phases, measured=monitor is not None,
+                        title=f"build {onnx_path.name}", extra=RUNTIMES[chosen.name], enabled=progress)
     if plan is None:
-        said = "".join(f"\n  {message}" for message in messages)
-        raise RuntimeError(f"{chosen.name} {chosen.version} built no engine from {onnx_path}:{said}")
-    with atomic_write(plan_path) as temporary:
-        temporary.write_bytes(plan)
-    return EngineBuild(path=Path(plan_path), bytes=plan.nbytes, seconds=time.monotonic() - started, runtime=chosen,
-                       arch=arch)
+        said = "".join(f"\n  {message}" for message in log.errors)
+        raise UserError(f"{chosen.name} {chosen.version} built no engine from {onnx_path} (where memory is short, a "
+                        f"smaller batch or workspace helps; talent-doctor says what is known of this version):{said}")
+    _write(plan_path, plan)
+    if cache is not None:
+        _write(Path(timing_cache), tensorrt_api.read_timing_cache(config))
+    return EngineBuild(path=plan_path, bytes=plan.nbytes, seconds=time.monotonic() - started, runtime=chosen, arch=arch,
+                       peak_memory_bytes=memory.bytes(),
+                       # where there is no GPU, the builder still counts what it would have put there
+                       peak_gpu_memory_bytes=None if gpu_architecture() is None else log.gpu_bytes)
 
 
-def _choose(name: str | None) -> Runtime:
-    if name is not None and name not in RUNTIMES:
-        raise UserError(f"unknown runtime {name!r}, expected one of {', '.join(RUNTIMES)}")
-    installed = installed_runtimes()
-    for runtime in installed:
-        if name in (None, runtime.name):
-            return runtime
-    wanted = name or " or ".join(RUNTIMES)
-    have = ", ".join(runtime.name for runtime in installed) or "neither TensorRT"
-    raise UserError(f"{wanted} is not installed (found {have}); run: pip install 'talent-edge[rtx]' on an RTX "
-                    "desktop or a machine without a GPU; on a Jetson, JetPack brings tensorrt")
+def engine_arch(runtime: str, archs: Sequence[str] = ()) -> str:
+    """What an engine of this runtime is for: the GPU here, or `archs` in their order ("sm86+sm89"), or PORTABLE.
+
+    Raises UserError for what is no GPU architecture, and where full TensorRT has no GPU or is asked for another one.
+    """
+    if malformed := [arch for arch in archs if not re.fullmatch("sm[0-9]+", arch)]:
+        raise UserError(f"expected GPU architectures such as sm86 (compute capability 8.6), received "
+                        f"{', '.join(malformed)}; talent-doctor tells that of the GPU here")
+    if runtime == tensorrt_api.RTX:
+        return "+".join(sorted(set(archs), key=capability)) or PORTABLE
+    arch = gpu_architecture()
+    if arch is None:
+        raise UserError("TensorRT builds only where its GPU is, and the driver shows none; run: nvidia-smi; to build "
+                        "without a GPU: pip install 'talent-edge[rtx]' and take tensorrt_rtx")
+    if set(archs) - {arch}:
+        raise UserError(f"TensorRT builds for the GPU it runs on ({arch}), received {', '.join(archs)}; build on that "
+                        "GPU, or for RTX cards take tensorrt_rtx")
+    return arch
 
 
-def _strongly_typed(trt: ModuleType) -> int:
-    """Network creation flags. TensorRT 10 must be asked for strong typing; a version without the flag has no other."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
+def check_timing_cache(runtime: str) -> None:
+    """Raise UserError where a runtime has no timing cache."""
+    if not tensorrt_api.has_timing_cache(runtime):
+        raise UserError("TensorRT-RTX has no timing cache: it times no kernels while it builds, and compiles them when "
+                        "an engine is first loaded; leave --timing-cache out")
 
 
 def _optimization_profile(builder, network, profiles: Mapping[str, Profile]):
@@ -146,33 +152,21 @@ def _optimization_profile(builder, network, profiles: Mapping[str, Profile]):
     return profile
 
 
-def _target(trt: ModuleType, config, archs: Sequence[str]) -> str:
-    """Tell TensorRT-RTX which GPUs to build for."""
-    if not archs:
-        return PORTABLE
-    known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
-    unknown = [arch for arch in archs if arch not in known]
-    if unknown:
-        raise UserError(f"TensorRT-RTX {trt.__version__} does not build for {', '.join(unknown)}, only for "
-                        f"{', '.join(known)}; on another GPU take full TensorRT")
-    config.num_compute_capabilities = len(archs)
-    for index, arch in enumerate(archs):
-        if not config.set_compute_capability(known[arch], index):
-            raise RuntimeError(f"TensorRT-RTX {trt.__version__} refused the architecture {arch}")
-    return "+".join(archs)
+class _Log:
+    """What the builder said that is of use: errors, and the GPU memory it took."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.gpu_bytes: int | None = None
+
+    def note(self, message: str) -> None:
+        """A message, such as "[MemUsageStats] Peak memory usage of TRT CPU/GPU memory allocators: CPU 4 MiB, ..."."""
+        if found := re.search(r"Peak memory usage of TRT .*GPU (\d+) MiB", message):
+            self.gpu_bytes = int(found[1]) << 20
 
 
-def _device_arch() -> str:
-    """The GPU here, which full TensorRT needs and builds for."""
-    arch = gpu_architecture()
-    if arch is None:
-        raise UserError("TensorRT builds only where its GPU is, and the driver shows none; run: nvidia-smi; to build "
-                        "without a GPU: pip install 'talent-edge[rtx]' and take tensorrt_rtx")
-    return arch
-
-
-def _logger(trt: ModuleType, messages: list[str]):
-    """A TensorRT logger that keeps errors for the exception instead of printing them."""
+def _logger(trt: ModuleType, log: _Log):
+    """A TensorRT logger that keeps what it is told instead of printing it."""
 
     class Collector(trt.ILogger):
         def __init__(self) -> None:
@@ -180,53 +174,18 @@ def _logger(trt: ModuleType, messages: list[str]):
 
         def log(self, severity, message) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
-                messages.append(message)
+                log.errors.append(message)
+            elif severity == trt.ILogger.Severity.INFO:
+                log.note(message)
 
     return Collector()
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event meanwhile, and into KeyboardInterrupt at the end.
-
-    An exception must not cross the builder's C++ frames. Elsewhere than in the main thread Python allows no handler.
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
-@contextlib.contextmanager
-def _progress_bar(trt: ModuleType, name: str, interrupted: threading.Event, *, enabled: bool) -> Iterator:
-    """A TensorRT progress monitor that draws its outermost phase and stops the build once `interrupted` is set."""
-    tqdm = require("tqdm", extra="export").tqdm
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.outermost: str | None = None
-
-        def phase_start(self, phase_name, parent_phase, num_steps) -> None:
-            if parent_phase is None:
-                self.outermost = phase_name
-                bar.reset(total=num_steps)
-
-        def step_complete(self, phase_name, step) -> bool:
-            if phase_name == self.outermost:
-                bar.update(step + 1 - bar.n)
-            return not interrupted.is_set()
-
-        def phase_finish(self, phase_name) -> None:
-            if phase_name == self.outermost:
-                bar.update((bar.total or 0) - bar.n)
-
-    with tqdm(desc=f"build {name}", unit="step", leave=False, disable=None if enabled else True) as bar:
-        yield Monitor()
+def _write(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)

@@ -19,17 +19,18 @@ import torch
 from tqdm import tqdm
 
 from calibration.quantize import to_int8
-from deploy.bundle import GRAPHS, MANIFEST, PRECISIONS, TEXT, TOKENIZER, VISION, Bundle, EngineRecord, engine_directory
-from deploy.engine import Profile, Runtime, build_engine, installed_runtimes
+from deploy.build import BuildOptions, build_engines, check_batch
+from deploy.builders import choose_runtime, usable_runtimes
+from deploy.bundle import MANIFEST, PRECISIONS, TEXT, TOKENIZER, VISION, Bundle
 from deploy.fold import fold
 from deploy.fuse_rca import fuse_rca
 from deploy.graphs import export_text, export_vision, flatten_prompt
 from deploy.onnx_run import Feeds
 from deploy.parity import Parity, measure_parity
 from deploy.precision import simplify, to_fp16
-from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import IMAGE, TOKENS
 from deploy.runtime.segmenter import Segmenter
+from deploy.targets import build_command
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
 from talent.data.registry import HELP, open_dataset
@@ -136,39 +137,6 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def engine_profiles(path: Path, *, batch: int) -> dict[str, Profile]:
-    """Batch 1 to `batch` (built for 1) for every input of an ONNX file, whose other sizes are fixed."""
-    profiles = {}
-    for value in onnx.load(path, load_external_data=False).graph.input:
-        rest = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
-        profiles[value.name] = ((1, *rest), (1, *rest), (batch, *rest))
-    return profiles
-
-
-def usable_runtimes() -> list[Runtime]:
-    """The installed TensorRTs that can build here: full TensorRT needs the GPU it builds for, TensorRT-RTX does not."""
-    return [runtime for runtime in installed_runtimes()
-            if runtime.name == "tensorrt_rtx" or gpu_architecture() is not None]
-
-
-def build_engines(bundle: Bundle, *, batch: int) -> Bundle:
-    """Build both graphs with every installed TensorRT, into the bundle; returns it with the records of its engines."""
-    records = []
-    for runtime in usable_runtimes():
-        for graph in GRAPHS:
-            source = bundle.directory / f"{graph}.onnx"
-            scratch = bundle.directory / f"{graph}.plan"
-            built = build_engine(source, scratch, profiles=engine_profiles(source, batch=batch), runtime=runtime.name)
-            path = f"{engine_directory(runtime.name, runtime.version, built.arch)}/{graph}.plan"
-            (bundle.directory / path).parent.mkdir(parents=True, exist_ok=True)
-            scratch.rename(bundle.directory / path)
-            precision = "fp16" if graph == "text" and bundle.precision == "int8" else bundle.precision
-            records.append(EngineRecord(graph=graph, precision=precision, runtime=runtime.name,
-                                        version=runtime.version, arch=built.arch, path=path, bytes=built.bytes,
-                                        seconds=round(built.seconds, 2)))
-    return bundle.with_engines(records)
-
-
 @dataclass(frozen=True)
 class ExportOptions:
     """How a bundle is made. data: data set of the calibration (train) and parity (val) samples, None for the one that
@@ -216,7 +184,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Bundle:
         parity = check_parity(bundle, checkpoint, options)
         bundle = Bundle.write_manifest(directory, **described, parity={**parity.to_dict(), "data": options.data})
         if options.engines:
-            build_engines(bundle, batch=options.batch)
+            build_engines(bundle, BuildOptions(batch=options.batch))
     return Bundle.load(output)
 
 
@@ -262,17 +230,19 @@ def parser() -> argparse.ArgumentParser:
 @command("talent-export")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    for name, least in (("calibration", 2), ("parity", 1), ("batch", 1)):
+    for name, least in (("calibration", 2), ("parity", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name}: expected at least {least}, received {getattr(arguments, name)}")
+    check_batch(arguments.batch)
     options = ExportOptions(
         precision=arguments.precision, data=arguments.data, data_root=arguments.data_root,
         calibration=arguments.calibration, parity=arguments.parity, max_miou_drop=arguments.max_miou_drop,
         allow_drop=arguments.allow_drop, engines=not arguments.no_engine, batch=arguments.batch)
-    if options.engines and not usable_runtimes():
-        installed = ", ".join(runtime.name for runtime in installed_runtimes()) or "none"
-        raise UserError(f"no TensorRT can build engines here (installed: {installed}; full TensorRT needs its GPU); "
-                        "run: pip install 'talent-edge[rtx]', or add --no-engine to stop at ONNX")
+    if options.engines:
+        try:
+            choose_runtime()
+        except UserError as error:
+            raise UserError(f"{error}; or add --no-engine to stop at ONNX, and run talent-build later") from error
     bundle = export_bundle(arguments.checkpoint, arguments.output, options)
     print_summary(bundle)
     return 0
@@ -289,6 +259,12 @@ def print_summary(bundle: Bundle) -> None:
     for engine in bundle.engines:
         print(f"engine {engine.graph} {engine.precision}: {engine.runtime} {engine.version} for {engine.arch}, "
               f"{engine.bytes / 1e6:.1f} MB in {engine.seconds:.1f} s")
+    if not bundle.engines:
+        print(f"engines: none; build them where they are to run: {build_command(bundle.directory)}")
+    for runtime in usable_runtimes() if bundle.engines else ():
+        if all(engine.runtime != runtime.name for engine in bundle.engines):
+            print(f"{runtime.name} is installed too; for its engines, run: "
+                  + build_command(bundle.directory, runtime=runtime.name))
     print(f"wrote the {bundle.precision} bundle {bundle.directory}")
 
 

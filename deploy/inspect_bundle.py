@@ -9,14 +9,16 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from deploy.builders import installed_runtimes
 from deploy.bundle import GRAPHS, MANIFEST, SCHEMA, Bundle, EngineRecord
-from deploy.engine import installed_runtimes
+from deploy.engine_notes import SUFFIX, TIMING_CACHE
 from deploy.integrity import measure
 from deploy.onnx_summary import Tensor, summarise
 from deploy.runtime.gpu import gpu_architecture
+from deploy.targets import build_advice, build_command
 from talent.errors import UserError, command
 from talent.require import require
 
@@ -40,14 +42,14 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Asks the driver, and imports the TensorRTs only where there is a GPU to use them."""
+    """Asks the driver, and for the TensorRTs only where there is a GPU to use them."""
     arch = gpu_architecture()
     if arch is None:
         return Machine(None, {})
     try:
         return Machine(arch, {runtime.name: runtime.version for runtime in installed_runtimes()})
-    except (ImportError, OSError) as error:  # the package is there, its libraries are not
-        return Machine(arch, {}, failure=" ".join(str(error).split()))
+    except UserError as error:  # the package is there, its libraries are not
+        return Machine(arch, {}, failure=str(error))
 
 
 def hindrance(engine: EngineRecord, bundle: Bundle, machine: Machine) -> str | None:
@@ -55,16 +57,17 @@ def hindrance(engine: EngineRecord, bundle: Bundle, machine: Machine) -> str | N
     if engine.path not in bundle.present():
         return "its file was left out of this copy"
     if changed := bundle.changed_since(engine):
-        return f"it was built from another {' and '.join(changed)}; run talent-export again"
+        return f"it was built from another {' and '.join(changed)}; run: {build_command(bundle.directory)}"
     if machine.arch is None:
         return "no NVIDIA GPU was found"
     if machine.failure:
-        return f"TensorRT does not load: {machine.failure}"
+        return machine.failure
     version = machine.versions.get(engine.runtime)
     if version is None:
         return f"{engine.runtime} is not installed"
     if not engine.fits(runtime=engine.runtime, version=version, arch=machine.arch):
-        return f"this machine has {engine.runtime} {version} and {machine.arch}"
+        return (f"this machine has {engine.runtime} {version} and {machine.arch}; "
+                + build_advice(bundle.directory, runtime=engine.runtime, arch=machine.arch))
     return None
 
 
@@ -99,8 +102,10 @@ def describe(bundle: Bundle, machine: Machine) -> dict[str, Any]:
 
 
 def not_recorded(bundle: Bundle) -> list[str]:
-    """Files in the directory that bundle.json does not know: no runtime reads them."""
-    known = {MANIFEST, *bundle.records, *(engine.path for engine in bundle.engines)}
+    """Files in the directory that neither bundle.json knows nor a build of its engines leaves: nothing reads them."""
+    known = {MANIFEST, *bundle.records}
+    for engine in map(PurePosixPath, (record.path for record in bundle.engines)):
+        known |= {str(path) for path in (engine, engine.with_suffix(SUFFIX), engine.with_name(TIMING_CACHE))}
     names = (path.relative_to(bundle.directory).as_posix() for path in bundle.directory.rglob("*") if path.is_file())
     return sorted(name for name in names if name not in known)
 

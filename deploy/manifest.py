@@ -130,6 +130,8 @@ _ENGINE_FIELDS: Mapping[str, _Rule] = {
     "version": _NOT_EMPTY, "arch": _text(f"{PORTABLE}, or GPUs such as sm87 or sm86+sm89",
                                          rf"{PORTABLE}|sm[0-9]+(\+sm[0-9]+)*"),
     "path": _PLAN, "seconds": _Rule("a number of seconds", lambda value: _is_number(value) and value >= 0),
+    "batch": _integer(1), "peak_memory_bytes": _Rule("a number of bytes, or null where it is not known",
+                                                     lambda value: value is None or _BYTES.holds(value)),
     "bytes": _BYTES, "sha256": _DIGEST,
     "built_from": _Rule("the SHA-256 by name of the ONNX files that it was built from",
                         lambda value: isinstance(value, dict) and len(value) > 0 and all(

@@ -1,18 +1,19 @@
 """What an ONNX file takes, makes and consists of, read without any package and without its weights.
 
 A robot that runs engines has neither onnx nor ONNX Runtime, and both would load all the weights to say it. An ONNX file
-is one protobuf message; its wire format and onnx.proto's field numbers never change, so that the few fields which tell
-this are found by skipping everything else. https://protobuf.dev/programming-guides/encoding
+is one protobuf message; its wire format (deploy/protobuf.py) and onnx.proto's field numbers never change, so that the
+few fields which tell this are found by skipping everything else.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.protobuf import fields, integer, text
 from talent.errors import UserError
 
 RCA = "talent::RcaCostAggregation"
@@ -27,7 +28,6 @@ _NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_ELEMENT, _TENSOR_SHAPE = 1, 1, 2
 _SHAPE_DIM, _DIM_VALUE, _DIM_NAME = 1, 1, 2
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ def summarise(path: str | Path) -> GraphSummary:
 
 def _model(content: memoryview) -> GraphSummary:
     opset, graph = 0, None
-    for number, value in _fields(content):
+    for number, value in fields(content):
         if number == _MODEL_GRAPH:
             graph = value
         elif number == _MODEL_OPSET:
-            fields = dict(_fields(value))
-            if not _text(fields.get(_OPSET_DOMAIN)):
-                opset = _integer(fields.get(_OPSET_VERSION))
+            known = dict(fields(value))
+            if not text(known.get(_OPSET_DOMAIN)):
+                opset = integer(known.get(_OPSET_VERSION))
     if graph is None:
         raise ValueError("it has no graph")
     inputs, outputs, operators = [], [], Counter()
-    for number, value in _fields(graph):
+    for number, value in fields(graph):
         if number == _GRAPH_NODE:
             operators[_operator(value)] += 1
         elif number == _GRAPH_INPUT:
@@ -94,65 +94,18 @@ def _model(content: memoryview) -> GraphSummary:
 
 
 def _operator(node: memoryview) -> str:
-    fields = dict(_fields(node))
-    domain, name = _text(fields.get(_NODE_DOMAIN)), _text(fields.get(_NODE_OPERATOR))
+    known = dict(fields(node))
+    domain, name = text(known.get(_NODE_DOMAIN)), text(known.get(_NODE_OPERATOR))
     return f"{domain}::{name}" if domain else name
 
 
 def _tensor(value: memoryview) -> Tensor:
-    fields = dict(_fields(value))
-    tensor = dict(_fields(dict(_fields(fields.get(_VALUE_TYPE))).get(_TYPE_TENSOR)))
-    element = _integer(tensor.get(_TENSOR_ELEMENT))
+    known = dict(fields(value))
+    tensor = dict(fields(dict(fields(known.get(_VALUE_TYPE))).get(_TYPE_TENSOR)))
+    element = integer(tensor.get(_TENSOR_ELEMENT))
     shape = []
-    for number, dim in _fields(tensor.get(_TENSOR_SHAPE)):
+    for number, dim in fields(tensor.get(_TENSOR_SHAPE)):
         if number == _SHAPE_DIM:
-            size = dict(_fields(dim))
-            shape.append(_integer(size.get(_DIM_VALUE)) or _text(size.get(_DIM_NAME)) or "?")
-    return Tensor(_text(fields.get(_VALUE_NAME)), ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))
-
-
-def _text(value: int | memoryview | None) -> str:
-    return _message(value).tobytes().decode("utf-8")
-
-
-def _integer(value: int | memoryview | None) -> int:
-    if isinstance(value, memoryview):
-        raise ValueError("it has a message where a number belongs")
-    return value or 0
-
-
-def _message(value: int | memoryview | None) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("it has a number where a message belongs")
-    return memoryview(b"") if value is None else value
-
-
-def _fields(value: int | memoryview | None) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: number, and an integer or the bytes. Raises ValueError where it is none."""
-    message = _message(value)
-    position, end = 0, len(message)
-    while position < end:
-        key, position = _varint(message, position)
-        number, kind = key >> 3, key & 7
-        if kind == _VARINT:
-            value, position = _varint(message, position)
-        else:
-            size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}.get(kind)
-            if kind == _BYTES:
-                size, position = _varint(message, position)
-            if size is None or position + size > end:
-                raise ValueError("it ends in the middle of a field" if size is not None else f"wire type {kind}")
-            value, position = message[position:position + size], position + size
-        yield number, value
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(message):
-            raise ValueError("it ends in the middle of a number")
-        byte = message[position]
-        value, position = value | (byte & 127) << shift, position + 1
-        if byte < 128:
-            return value, position
-    raise ValueError("a number is too long")
+            size = dict(fields(dim))
+            shape.append(integer(size.get(_DIM_VALUE)) or text(size.get(_DIM_NAME)) or "?")
+    return Tensor(text(known.get(_VALUE_NAME)), ELEMENT_TYPES.get(element, f"type {element}"), tuple(shape))

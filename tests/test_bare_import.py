@@ -16,7 +16,8 @@ OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-head
 MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.evaluate", "talent.worst_cases",
            "talent.files", "talent.provenance", "talent.cli", "deploy", "deploy.runtime.segmenter",
            "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle", "deploy.predict",
-           "deploy.evaluate", "deploy.doctor", "deploy.cli")
+           "deploy.evaluate", "deploy.doctor", "deploy.build", "deploy.inspect_bundle", "deploy.manifest",
+           "deploy.onnx_summary", "deploy.cli")
 
 
 def _lend(package: str, site_packages: Path) -> None:
@@ -88,6 +89,15 @@ def test_a_command_without_its_extra_is_one_line_and_exit_code_2(bare_python, ca
     done = _run(bare_python, f"import sys; from {call} as main; sys.exit(main(['--help']))")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and f"pip install 'talent-edge[{extra}]'" in done.stderr
+
+
+def test_building_on_a_bare_machine_says_what_to_install(bare_python):
+    done = _run(bare_python, "from deploy.builders import choose_runtime; from talent.errors import UserError\n"
+                             "try: choose_runtime()\n"
+                             "except UserError as error: print(error)")
+    assert "tensorrt_rtx is not installed; run: pip install 'talent-edge[rtx]'" in done.stdout
+    done = _run(bare_python, "import sys; from deploy.cli import build; sys.exit(build(['--help']))")
+    assert done.returncode == 0 and "talent-build bundle/" in done.stdout
 
 
 def test_the_doctor_works_on_a_bare_machine(bare_python):

@@ -42,6 +42,7 @@ def test_help_shows_an_example(name, capsys):
     ("talent-pack", ["no-such-checkpoint", "-o", "out"]),
     ("talent-import", ["no-such-file.pth", "-o", "out"]),
     ("talent-export", ["no-such-checkpoint", "--no-engine", "-o", "out"]),
+    ("talent-build", ["no-such-bundle"]),
     ("talent-inspect", ["no-such-bundle", "--verify"]),
     ("talent-predict", ["no-such-bundle", "photo.jpg", "the red mug", "-o", "out.png"]),
     ("talent-doctor", ["no-such-bundle"]),

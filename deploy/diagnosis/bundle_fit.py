@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.bundle import GRAPHS, PORTABLE, Bundle, EngineRecord
-from deploy.diagnosis.capabilities import RTX_PORTABLE_FROM, Capability
+from deploy.diagnosis.capabilities import Capability
+from deploy.targets import RTX_PORTABLE_FROM, build_command
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,10 @@ def fit(bundle: Bundle, capabilities: Sequence[Capability], arch: str | None) ->
     ready = [capability.name for capability in usable
              if not capability.build or all((capability.name, graph) in fitting for graph in GRAPHS)]
     missing = [capability for capability in usable if capability.name not in ready and capability.build.possible]
-    checkpoint = shlex.quote(str(bundle.source.get("checkpoint", "CHECKPOINT")))
-    rebuild = f"talent-export {checkpoint} --{bundle.precision} -o {shlex.quote(str(bundle.directory))}"
     return BundleFit(
         path=str(bundle.directory), preset=bundle.preset, precision=bundle.precision, image_size=bundle.image_size,
-        engines=engines, runners=tuple(ready), rebuild=rebuild if missing else None)
+        engines=engines, runners=tuple(ready),
+        rebuild=build_command(bundle.directory, runtime=missing[0].name, arch=arch) if missing else None)
 
 
 def _engine_fit(bundle: Bundle, record: EngineRecord, capability: Capability | None, arch: str | None) -> EngineFit:

@@ -11,12 +11,9 @@ from types import ModuleType
 from deploy.diagnosis.gpus import Gpus
 from deploy.diagnosis.software import Package, Software
 from deploy.diagnosis.system import Machine
+from deploy.targets import OLDEST_CAPABILITY, RTX_PORTABLE_FROM, RTX_TARGETS, build_command
 
-RTX_TARGETS = (75, 80, 86, 89, 120, 121)
-"""Compute capabilities that TensorRT-RTX 1.7 builds for, from its `ComputeCapability`. Not Jetson's 87 and 110, not the
-servers' 90 and 100."""
-RTX_PORTABLE_FROM = 80  # a portable engine leaves Turing (75) out: that one must be named
-OLDEST_TENSORRT, OLDEST_CAPABILITY = (10, 3), 75
+OLDEST_TENSORRT = (10, 3)
 WRONG_TENSORRTS = (10, 3), (10, 8)
 """From the first to before the second, TensorRT compiles vision transformers of DINOv2's kind wrongly: findings.py."""
 EXPORT = ("torch", "torchvision", "timm", "open_clip_torch", "peft", "onnx", "onnxsim", "onnxscript", "nvidia-modelopt")
@@ -134,7 +131,7 @@ def _tensorrt_rtx(machine: Machine, gpus: Gpus, software: Software) -> Capabilit
         build = missing
     elif capability in RTX_TARGETS and capability < RTX_PORTABLE_FROM:
         build = Verdict(True, f"engines for {gpus.arch} where it is named; a portable one leaves this GPU out",
-                        f"build_engine(..., archs=['{gpus.arch}']) of deploy.engine")
+                        build_command("BUNDLE", runtime="tensorrt_rtx", arch=gpus.arch))
     else:
         where = "; needs no GPU" if capability is None else "" if capability in RTX_TARGETS else "; this GPU is none"
         build = Verdict(True, f"portable engines, for every RTX card from Ampere (sm{RTX_PORTABLE_FROM}) on{where}")
@@ -164,5 +161,5 @@ def _export(software: Software) -> Capability:
         first = "pip uninstall -y onnxruntime && " if software.packages["onnxruntime"] else ""
         build = Verdict(False, f"needs {', '.join(missing)}", f"{first}pip install 'talent-edge[export]'")
     else:
-        build = Verdict(True, "bundles from checkpoints, with the engines of each TensorRT that can build here")
+        build = Verdict(True, "bundles from checkpoints, with the engines of a TensorRT that can build here")
     return Capability("export", "talent-export", software.talent_edge, build, None)

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploy.diagnosis.capabilities import (
-    OLDEST_CAPABILITY,
     OLDEST_TENSORRT,
-    RTX_PORTABLE_FROM,
-    RTX_TARGETS,
     Capability,
     Plugin,
     compiles_wrongly,
@@ -23,6 +20,7 @@ from deploy.diagnosis.capabilities import (
 from deploy.diagnosis.gpus import Gpus
 from deploy.diagnosis.software import CUDA_LIBRARIES, Software
 from deploy.diagnosis.system import Machine
+from deploy.targets import OLDEST_CAPABILITY, RTX_PORTABLE_FROM, RTX_TARGETS, build_command
 
 if TYPE_CHECKING:
     from deploy.diagnosis.bundle_fit import BundleFit
@@ -157,7 +155,8 @@ def rtx_target(facts: Facts) -> Iterator[Finding]:
                       f"sm{', sm'.join(map(str, RTX_TARGETS))}", f"use {how}")
     elif gpus.capability < RTX_PORTABLE_FROM:
         yield Finding(WARNING, "rtx-turing", f"portable engines of TensorRT-RTX leave Turing ({gpus.arch}) out",
-                      f"name it: build_engine(..., archs=['{gpus.arch}']) of deploy.engine; or use full TensorRT")
+                      f"name it: {build_command('BUNDLE', runtime='tensorrt_rtx', arch=gpus.arch)}; or use full "
+                      "TensorRT")
 
 
 def two_tensorrts(facts: Facts) -> Iterator[Finding]:
@@ -254,11 +253,9 @@ def something_runs(facts: Facts) -> Iterator[Finding]:
         yield Finding(ERROR, "bundle-cannot-run", f"nothing here can run {path}",
                       facts.bundle.rebuild or cpu.run.remedy)
     elif facts.bundle.rebuild:
-        export = next(capability.build for capability in facts.capabilities if capability.name == "export")
-        first = "" if export.possible else f", after: {export.remedy}"
         yield Finding(WARNING, "bundle-lacks-engines", f"{path} has no engines for a TensorRT that could run it here; "
                       f"{' and '.join(fitting)} can",
-                      f"{facts.bundle.rebuild} (with the checkpoint it was made from){first}")
+                      facts.bundle.rebuild)
 
 
 RULES: Sequence[Callable[[Facts], Iterator[Finding]]] = (

@@ -10,9 +10,10 @@ from types import ModuleType
 
 import numpy as np
 
-from deploy.bundle import GRAPHS, Bundle
+from deploy.bundle import GRAPHS, Bundle, EngineRecord
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
+from deploy.targets import build_advice
 from talent.errors import UserError
 from talent.require import require
 
@@ -35,9 +36,10 @@ class TensorRTBackend:
                             "them); use the backend onnxruntime instead")
         version = _version(runtime)
         paths = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
+        advice = build_advice(bundle.directory, runtime=runtime, arch=architecture, force=True)
         polygraphy = polygraphy_for(runtime)
         try:
-            self._text, self._vision = (self._runner(polygraphy, path) for path in paths)
+            self._text, self._vision = (self._runner(polygraphy, path, advice) for path in paths)
             check_graphs(str(paths[0].parent), **_interface("text", self._text.engine),
                          **_interface("vision", self._vision.engine))
         except BaseException:
@@ -47,20 +49,21 @@ class TensorRTBackend:
     def _engine(self, bundle: Bundle, graph: str, version: str, architecture: str) -> Path:
         path = bundle.engine(graph, runtime=self.name, version=version, arch=architecture)
         if path is None:
-            have = {f"{e.runtime} {e.version} {e.arch}" for e in bundle.engines if e.graph == graph}
+            have = {f"{e.runtime} {e.version} for {e.arch} {_why_not(bundle, e, self.name, version, architecture)}"
+                    for e in bundle.engines if e.graph == graph}
             raise UserError(f"{bundle.directory} has no {graph} engine for {self.name} {version} on {architecture} (it "
-                            f"has: {', '.join(sorted(have)) or 'none'}); engines belong to one version and GPU: run "
-                            "talent-export again on this machine")
+                            f"has: {', '.join(sorted(have)) or 'none'}); engines belong to one version and GPU; "
+                            + build_advice(bundle.directory, runtime=self.name, arch=architecture))
         return path
 
-    def _runner(self, polygraphy: ModuleType, path: Path):
+    def _runner(self, polygraphy: ModuleType, path: Path, advice: str):
         exception = require("polygraphy.exception", extra=RUNTIMES[self.name]).PolygraphyException
         try:
             return self._stack.enter_context(polygraphy.TrtRunner(polygraphy.EngineFromPath(str(path)), name=path.stem))
         except exception as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.name} cannot load {path}: {reason} (its own messages are above); the engine is "
-                            "damaged or was built elsewhere: run talent-export again on this machine") from error
+                            f"damaged or was built elsewhere; {advice}") from error
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
@@ -75,6 +78,18 @@ class TensorRTBackend:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _why_not(bundle: Bundle, engine: EngineRecord, runtime: str, version: str, architecture: str) -> str:
+    """What keeps an engine from being used here, in brackets behind its name."""
+    if not (bundle.directory / engine.path).is_file():
+        return "(left out of this copy)"
+    if engine.runtime != runtime:
+        return "(another runtime)"
+    wrong = [] if engine.version == version else ["version"]
+    if not engine.fits(runtime=runtime, version=engine.version, arch=architecture):
+        wrong.append("GPU")
+    return f"(another {' and '.join(wrong)})"
 
 
 def _version(runtime: str) -> str:

@@ -108,7 +108,7 @@ def test_versions_of_tensorrt(tmp_path, version, expected):
     ("desktop", {"answers": {"cuda": machines.cuda("RTX 4090", "8.9", "12.4")}}, "driver-too-old", ERROR,
      "driver to 580"),
     ("desktop", {"answers": {"cuda": {"cuda": "13.0", "gpus": []}}}, "gpu-hidden", ERROR, "CUDA_VISIBLE_DEVICES"),
-    ("desktop", {"answers": {"cuda": machines.cuda("RTX 2080", "7.5")}}, "rtx-turing", WARNING, "archs=['sm75']"),
+    ("desktop", {"answers": {"cuda": machines.cuda("RTX 2080", "7.5")}}, "rtx-turing", WARNING, "--arch sm75"),
     ("desktop", {"answers": {"cuda": machines.cuda("H100", "9.0")}}, "rtx-no-target", WARNING, "talent-edge[tensorrt]"),
     ("desktop", {"answers": {"cuda": machines.cuda("GTX 1080", "6.1")}}, "rtx-no-target", WARNING, "onnxruntime"),
     ("server", {"packages": {"tensorrt_rtx": "1.7.1"}}, "rtx-no-target", NOTE, "--backend tensorrt"),
@@ -246,14 +246,15 @@ def test_a_bundle_without_fitting_engines_names_the_command_that_builds_them(tmp
     assert facts.bundle.runners == ("onnxruntime",)
     assert named(facts) == ({"bundle-lacks-engines": WARNING} if warned else {})
     if warned:
-        assert shlex.split(facts.bundle.rebuild) == ["talent-export", "toy.pt", "--fp32", "-o", str(bundle.directory)]
-        remedy = finding(facts, "bundle-lacks-engines").remedy
-        assert facts.bundle.rebuild in remedy and "talent-edge[export]" not in remedy
+        runtime = "tensorrt" if start == "server" else "tensorrt_rtx"
+        assert shlex.split(facts.bundle.rebuild) == ["talent-build", str(bundle.directory), "--runtime", runtime]
+        assert finding(facts, "bundle-lacks-engines").remedy == facts.bundle.rebuild
 
 
-def test_the_command_that_builds_engines_needs_its_own_packages(tmp_path, toy_bundle):
-    facts = diagnose(machines.orin(tmp_path / "machine", packages={"tensorrt": "10.16.2"}), toy_bundle)
-    assert "talent-edge[export]" in finding(facts, "bundle-lacks-engines").remedy
+def test_the_command_that_builds_engines_names_turing(tmp_path, toy_bundle):
+    facts = diagnose(machines.desktop(tmp_path / "machine", answers={"cuda": machines.cuda("GPU", "7.5")}), toy_bundle)
+    assert facts.bundle.rebuild.endswith(" --runtime tensorrt_rtx --arch sm75")
+    assert "talent-build BUNDLE --runtime tensorrt_rtx --arch sm75" in finding(facts, "rtx-turing").remedy
 
 
 def test_a_portable_engine_does_not_fit_where_tensorrt_rtx_has_no_target(tmp_path, toy_bundle):

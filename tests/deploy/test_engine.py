@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from calibration.quantize import to_int8
-from deploy import engine
-from deploy.engine import PORTABLE, Runtime, build_engine, installed_runtimes
+from deploy import builders, engine
+from deploy.build_progress import Phases
+from deploy.builders import Runtime, installed_runtimes
+from deploy.engine import PORTABLE, build_engine, engine_arch
 from deploy.fuse_rca import fuse_rca
 from deploy.precision import simplify, to_fp16
+from deploy.runtime.gpu import gpu_architecture
 from talent.errors import UserError
 from tests.deploy import toy
+from tests.deploy.fake_tensorrt import RTX, SHAPES, fake
 
 
 @pytest.fixture(scope="module")
@@ -95,42 +102,117 @@ def test_the_parsers_words_are_shown(rtx: Runtime, tmp_path: Path, capfd) -> Non
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_runtime_says_how_to_get_one(monkeypatch, tmp_path: Path) -> None:
-    def import_module(name: str):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def test_the_memory_it_took_is_told(rtx: Runtime, folder: Path, tmp_path: Path) -> None:
+    built = build_engine(folder / "fp16.onnx", tmp_path / "x.plan", runtime="tensorrt_rtx", profiles=toy.profiles())
+    if sys.platform.startswith("linux"):
+        assert 100e6 < built.peak_memory_bytes < 20e9  # the process alone, with TensorRT's libraries, is that large
+    assert (built.peak_gpu_memory_bytes is None) is (gpu_architecture() is None)
 
-    monkeypatch.setattr(engine.importlib, "import_module", import_module)
-    assert installed_runtimes() == []
+
+def test_ctrl_c_stops_a_real_build_and_leaves_nothing(rtx: Runtime, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    started = []
+
+    class Impatient(Phases):
+        def start(self, name: str, parent: str | None, steps: int) -> None:
+            super().start(name, parent, steps)
+            if not started:
+                started.append(name)
+                os.kill(os.getpid(), signal.SIGINT)
+                assert self.cancelled.wait(30)
+
+    monkeypatch.setattr(engine, "Phases", Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(folder / "fp16.onnx", tmp_path / "new" / "x.plan", profiles=toy.profiles(), runtime="tensorrt_rtx")
+    assert started and not list(tmp_path.iterdir())
+
+
+def test_no_runtime_says_how_to_get_one(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(builders, "installed_runtimes", list)
     (tmp_path / "x.onnx").touch()
-    with pytest.raises(UserError, match="found neither TensorRT.*talent-edge.rtx.*JetPack"):
+    with pytest.raises(UserError, match="tensorrt is not installed; .*talent-edge.rtx.*JetPack"):
         build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={})
 
 
-def test_full_tensorrt_without_a_gpu_says_so(monkeypatch, tmp_path: Path) -> None:
-    trt = SimpleNamespace(__version__="10.13")
-    monkeypatch.setattr(engine.importlib, "import_module", lambda name: trt)
-    monkeypatch.setattr(engine, "gpu_architecture", lambda: None)
-    (tmp_path / "x.onnx").touch()
-    with pytest.raises(UserError, match="driver shows none; run: nvidia-smi"):
-        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={}, runtime="tensorrt")
-    with pytest.raises(UserError, match="expected no archs"):
-        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles={}, runtime="tensorrt", archs=["sm86"])
+# Full TensorRT, by modules of its shape: see fake_tensorrt.py
+
+PROFILES = {"x": ((1, 2), (1, 2), (4, 2))}
 
 
-def test_a_broken_runtime_is_not_taken_for_a_missing_one(monkeypatch) -> None:
-    def import_module(name: str):
-        raise ModuleNotFoundError("No module named 'tensorrt_libs'", name="tensorrt_libs")
+@pytest.fixture
+def shape(monkeypatch, tmp_path):
+    """shape(version): a machine (sm87) with that TensorRT alone, and x.onnx."""
 
-    monkeypatch.setattr(engine.importlib, "import_module", import_module)
-    with pytest.raises(ModuleNotFoundError, match="tensorrt_libs"):
-        installed_runtimes()
+    def install(version: str, **options):
+        module = fake(version, **options)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(builders, "installed_runtimes", lambda: [Runtime(module.__name__, version)])
+        for place in (builders, engine):
+            monkeypatch.setattr(place, "gpu_architecture", lambda: "sm87")
+        (tmp_path / "x.onnx").write_bytes(b"")
+        return module
+
+    return install
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 0b10),  # TensorRT 10
-    ({"STRONGLY_TYPED": 1}, 0b10),
-    ({}, 0),
-])
-def test_networks_are_strongly_typed_in_every_version(flags: dict, expected: int) -> None:
-    trt = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(**flags))
-    assert engine._strongly_typed(trt) == expected
+@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.parametrize("version", [*SHAPES, RTX])
+def test_every_shape_of_the_api_builds(shape, tmp_path, version, monitored) -> None:
+    trt = shape(version, monitored=monitored)
+    said = "[MemUsageStats] Peak memory usage of TRT CPU/GPU memory allocators: CPU 6 MiB, GPU 2174 MiB"
+    trt.Builder.say = ((trt.ILogger.Severity.INFO, said), (trt.ILogger.Severity.INFO, "GPU 9999 MiB"))
+    built = build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, workspace_bytes=1 << 20)
+    assert (built.runtime, built.arch) == (Runtime(trt.__name__, version), PORTABLE if version == RTX else "sm87")
+    assert json.loads((tmp_path / "x.plan").read_bytes()) == {
+        "pools": {"WORKSPACE": 1 << 20}, "shapes": {"x": [[1, 2], [1, 2], [4, 2]]}}
+    assert built.peak_gpu_memory_bytes == 2174 << 20
+    (builder,) = trt.Builder.made
+    assert builder.network.source == ("file", str(tmp_path / "x.onnx"))
+    assert hasattr(builder.config, "progress_monitor") is monitored
+
+
+@pytest.mark.parametrize("version", SHAPES)
+def test_a_timing_cache_is_read_and_written(shape, tmp_path, version) -> None:
+    shape(version)
+    for known in (b"", b"+measured"):
+        assert (tmp_path / "t.cache").exists() is bool(known)
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, timing_cache=tmp_path / "t.cache")
+        assert (tmp_path / "t.cache").read_bytes() == known + b"+measured"
+
+
+def test_rtx_refuses_a_timing_cache_and_never_asks_for_one(shape, tmp_path) -> None:
+    shape(RTX)  # its configuration has no such calls
+    with pytest.raises(UserError, match="TensorRT-RTX has no timing cache"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, timing_cache=tmp_path / "t.cache")
+
+
+@pytest.mark.parametrize("version", [*SHAPES, RTX])
+def test_what_a_builder_says_when_it_fails_is_shown_and_nothing_is_left(shape, tmp_path, version) -> None:
+    trt = shape(version)
+    trt.Builder.say, trt.Builder.failing = ((trt.ILogger.Severity.ERROR, "OutOfMemory"),), True
+    with pytest.raises(UserError, match=f"(?s){version} built no engine from .*smaller batch.*OutOfMemory"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "new" / "x.plan", profiles=PROFILES)
+    trt.OnnxParser.refuse = True
+    with pytest.raises(UserError, match="(?s)cannot read .*NoSuchOperator"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "new" / "x.plan", profiles=PROFILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_full_tensorrt_builds_for_the_gpu_that_is_here(shape, tmp_path, monkeypatch) -> None:
+    shape("10.3.0")
+    build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, archs=["sm87"])
+    with pytest.raises(UserError, match="runs on .sm87., received sm86; .*tensorrt_rtx"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, archs=["sm86"])
+    monkeypatch.setattr(builders, "gpu_architecture", lambda: None)
+    with pytest.raises(UserError, match="driver shows none .nvidia-smi"):
+        build_engine(tmp_path / "x.onnx", tmp_path / "x.plan", profiles=PROFILES, runtime="tensorrt")
+
+
+@pytest.mark.parametrize(("archs", "expected"), [([], PORTABLE), (["sm89", "sm86", "sm89"], "sm86+sm89"),
+                                                 (["sm120", "sm75"], "sm75+sm120")])
+def test_targets_have_one_name_in_whatever_order_they_are_given(archs, expected) -> None:
+    assert engine_arch("tensorrt_rtx", archs) == expected
+
+
+def test_what_is_no_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match="such as sm86 .*received 8.6, ampere"):
+        engine_arch("tensorrt_rtx", ["8.6", "sm86", "ampere"])

@@ -155,9 +155,9 @@ ENGINE = record("text", runtime="tensorrt_rtx", version="1.7.1", arch="sm89")
 @pytest.mark.parametrize("machine, reason", [
     (NO_GPU, "no NVIDIA GPU was found"), (Machine("sm89", {"tensorrt": "10.3.0"}), "tensorrt_rtx is not installed"),
     (Machine("sm89", {"tensorrt_rtx": "1.7.1"}), None),
-    (Machine("sm89", {"tensorrt_rtx": "1.7.2"}), "this machine has tensorrt_rtx 1.7.2 and sm89"),
+    (Machine("sm89", {"tensorrt_rtx": "1.7.2"}), "has tensorrt_rtx 1.7.2 and sm89; run: talent-build "),
     (Machine("sm120", {"tensorrt_rtx": "1.7.1"}), "this machine has tensorrt_rtx 1.7.1 and sm120"),
-    (Machine("sm89", {}, failure="libnvinfer.so.10 is not there"), "does not load: libnvinfer.so.10"),
+    (Machine("sm89", {}, failure="tensorrt does not load: no libnvinfer.so.10"), "does not load: no libnvinfer.so.10"),
 ])
 def test_which_engine_runs_where(toy_bundle, machine, reason):
     bundle = with_engines(toy_bundle, ENGINE)
@@ -171,7 +171,7 @@ def test_engines_that_are_not_here_or_out_of_date(toy_bundle, make_bundle):
     (bundle.directory / "text.onnx").write_bytes((bundle.directory / "vision.onnx").read_bytes())
     other = Bundle.write_manifest(bundle.directory, preset="toy", precision="fp32", image_size=64, context_length=8,
                                   source={}, engines=bundle.engines)
-    assert "built from another text.onnx; run talent-export" in hindrance(other.engines[0], other, fitting)
+    assert "built from another text.onnx; run: talent-build " in hindrance(other.engines[0], other, fitting)
     (other.directory / ENGINE.path).unlink()
     assert hindrance(other.engines[0], other, fitting) == "its file was left out of this copy"
 
@@ -182,10 +182,10 @@ def test_this_machine(monkeypatch):
     monkeypatch.setattr(inspect_bundle, "gpu_architecture", lambda: "sm87")
 
     def broken():
-        raise ImportError("libnvinfer.so.10:\n cannot open")
+        raise UserError("tensorrt is installed but does not load")
 
     monkeypatch.setattr(inspect_bundle, "installed_runtimes", broken)
-    assert this_machine() == Machine("sm87", {}, failure="libnvinfer.so.10: cannot open")
+    assert this_machine() == Machine("sm87", {}, failure="tensorrt is installed but does not load")
 
 
 # ONNX files without onnx

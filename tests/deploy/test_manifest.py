@@ -21,7 +21,8 @@ DIGEST = "0123456789abcdef" * 4
 NAMES = ("text.onnx", "vision.onnx", "tokenizer.json")
 FILE = {"bytes": 1, "sha256": DIGEST}
 ENGINE = {"graph": "text", "precision": "fp16", "runtime": "tensorrt", "version": "10.3.0", "arch": "sm87",
-          "path": "engines/tensorrt-10.3.0-sm87/text.plan", "seconds": 1.5, "bytes": 4, "sha256": DIGEST,
+          "path": "engines/tensorrt-10.3.0-sm87/text.plan", "seconds": 1.5, "batch": 4,
+          "peak_memory_bytes": None, "bytes": 4, "sha256": DIGEST,
           "built_from": {"text.onnx": DIGEST}}
 VALUES = [None, True, False, -1, 0, 1, 2, 3, 448.0, 0.5, 1.5, 1e300, 10**30, "", "x", "x\n", "a b", "fp32", "text",
           "sm8", "sm86+sm89", "sm86+", "portable", "text.onnx", "/etc/passwd", "../x.plan", "engines/../x.plan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from deploy.runtime import tensorrt as tensorrt_backend
 from deploy.runtime.tensorrt import TensorRTBackend
 from talent.errors import UserError
 from talent.image import save_image
+from tests.deploy.engines import record, with_engines
 
 RECTANGLES = {"r": (10, 20, 50, 60), "g": (60, 30, 90, 80), "b": (100, 10, 145, 40)}  # x0, y0, x1, y1 in `picture`
 
@@ -204,10 +206,52 @@ def test_tensorrt_without_a_gpu(toy_bundle, monkeypatch, runtime):
 
 
 def test_tensorrt_without_a_fitting_engine(toy_bundle, fake_tensorrt):
-    with pytest.raises(UserError, match=r"no text engine for tensorrt 10\.3\.0 on sm87 \(it has: none\).*export"):
+    command = re.escape(f"talent-build {toy_bundle.directory} --runtime tensorrt")
+    with pytest.raises(UserError, match=rf"no text engine for tensorrt 10\.3\.0 on sm87 \(it has: none\).*{command}$"):
         Segmenter(toy_bundle, "tensorrt")
-    with pytest.raises(UserError, match=r"on sm87 \(it has: tensorrt 10\.3\.0 sm120\)"):
-        Segmenter(with_plans(toy_bundle, "sm120"), "tensorrt")
+
+
+@pytest.mark.parametrize(("other", "reason"), [
+    ({"arch": "sm120"}, "tensorrt 10.3.0 for sm120 (another GPU)"),
+    ({"version": "10.16.1"}, "tensorrt 10.16.1 for sm87 (another version)"),
+    ({"version": "10.16.1", "arch": "sm110"}, "tensorrt 10.16.1 for sm110 (another version and GPU)"),
+    ({"runtime": "tensorrt_rtx", "arch": "portable"}, "tensorrt_rtx 10.3.0 for portable (another runtime)")])
+def test_an_engine_of_another_kind_says_so_and_names_the_command(toy_bundle, fake_tensorrt, other, reason):
+    bundle = with_engines(toy_bundle, *(record(graph, **other) for graph in ("text", "vision")))
+    with pytest.raises(UserError, match=rf"\(it has: {re.escape(reason)}\); .* run: talent-build "):
+        Segmenter(bundle, "tensorrt")
+    (bundle.directory / bundle.engines[0].path).unlink()
+    with pytest.raises(UserError, match=r"\(left out of this copy\)\); .* run: talent-build "):
+        Segmenter(bundle, "tensorrt")
+
+
+def test_an_engine_of_another_bundle_says_so_and_names_the_command(make_bundle, fake_tensorrt):
+    bundle = with_plans(make_bundle())
+    vision = bundle.directory / "vision.onnx"
+    vision.write_bytes((bundle.directory / "text.onnx").read_bytes())
+    other = Bundle.write_manifest(bundle.directory, preset="toy", precision="fp32", image_size=64, context_length=8,
+                                  source={}, engines=bundle.engines)
+    with pytest.raises(UserError, match="built from another vision.onnx than this .*talent-build .*tensorrt$"):
+        Segmenter(other, "tensorrt")
+
+
+def test_tensorrt_rtx_on_a_gpu_that_is_no_target_leads_to_full_tensorrt(toy_bundle, fake_tensorrt, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1", __spec__=SimpleNamespace()))
+    engines = [record(graph, runtime="tensorrt_rtx", version="1.7.1", arch="portable") for graph in ("text", "vision")]
+    with pytest.raises(UserError, match=r"portable \(another GPU\).*builds none for sm87, .* --runtime tensorrt$"):
+        Segmenter(with_engines(toy_bundle, *engines), "tensorrt_rtx")
+
+
+def test_an_engine_that_does_not_load_is_built_again_by_force(toy_bundle, fake_tensorrt, monkeypatch):
+    exception = pytest.importorskip("polygraphy.exception").PolygraphyException
+
+    def refuse(engine, name):
+        raise exception("Failed to deserialize\nthe engine")
+
+    monkeypatch.setattr(tensorrt_backend, "polygraphy_for",
+                        lambda runtime: SimpleNamespace(TrtRunner=refuse, EngineFromPath=lambda path: path))
+    with pytest.raises(UserError, match="cannot load .*: Failed to deserialize the engine .* tensorrt --force$"):
+        Segmenter(with_plans(toy_bundle), "tensorrt")
 
 
 def test_auto_takes_tensorrt_where_it_can(toy_bundle, fake_tensorrt, monkeypatch):

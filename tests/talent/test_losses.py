@@ -345,9 +345,9 @@ def test_count_of_all_processes_divides_the_contrast():
 
 
 def test_official_golden_numbers():
-    """1024 pixels, as base has them. The numbers come from a float64 NumPy version of model.md, written apart from this.
+    """1024 pixels, as base has them. The numbers come from a float64 NumPy version of model.md, written on its own.
 
-    CPCL is all but the share of rows of M that are not empty, to about 1e-3: what makes it nearly constant.
+    CPCL is the share of rows of M that are not empty, to about 1e-3: what makes it nearly constant.
     """
     rng = np.random.default_rng(2604)
     features, sentence = rng.standard_normal((2, 1024, 64)), rng.standard_normal((2, 64))
