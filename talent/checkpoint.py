@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -57,7 +57,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: Path, *, half: bool = Fa
     content = {
         "format": FORMAT,
         "model": checkpoint.config.to_dict(),
-        "lora": asdict(checkpoint.lora) if checkpoint.lora else None,
+        "lora": checkpoint.lora.to_dict() if checkpoint.lora else None,
         "training": checkpoint.training,
         "metrics": checkpoint.metrics,
         "commit": provenance.commit(),

@@ -15,6 +15,7 @@ from talent.errors import UserError
 
 _AT_FDCWD = -100  # <fcntl.h>: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # <linux/fs.h>: swap two names in one step
+NEW, OLD = "tmp", "old"  # endings of hidden names: what is being written, what was put aside for it
 
 
 def _require_parent(path: Path) -> None:
@@ -32,9 +33,13 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
 
 
-def _beside(path: Path) -> Path:
+def _beside(path: Path, what: str = NEW) -> Path:
     """A free hidden name in the same folder (so the same file system) that keeps the suffix some writers look at."""
-    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.{what}{path.suffix}")
+
+
+def _lying_beside(path: Path, what: str) -> list[Path]:
+    return list(path.parent.glob(f".{path.stem}.*.{what}{path.suffix}"))
 
 
 @contextlib.contextmanager
@@ -49,8 +54,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = _beside(path)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -59,11 +63,25 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def remove_leftovers(path: str | Path) -> None:
     """Remove what killed writers of `path` left beside it. Nobody may be writing `path` meanwhile."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+    recover(path)
+    for leftover in _lying_beside(path, NEW) + _lying_beside(path, OLD):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def recover(path: str | Path) -> None:
+    """Bring back a directory that a writer had put aside when it was killed, a moment before the new one came.
+
+    That moment is there only where two names cannot be swapped in one step (`_exchange`), as on some network drives.
+    """
+    path = Path(path)
+    if not path.exists():
+        for old in _lying_beside(path, OLD):
+            with contextlib.suppress(FileNotFoundError):  # another process of the run has brought it back
+                os.rename(old, path)
+            return
 
 
 @contextlib.contextmanager
@@ -72,7 +90,8 @@ def atomic_directory(path: str | Path, *, marker: str | None = None) -> Iterator
 
     A directory that is already at `path` is replaced only when it is empty or holds a file named `marker` (such as
     `bundle.json`): a mistyped output path must not cost somebody's pictures. Raises UserError otherwise, before any
-    work is done, and when the parent folder is missing.
+    work is done, and when the parent folder is missing. The bytes are on the disk before the name is, so a power cut
+    leaves the old directory or the new one.
     """
     path = Path(path)
     path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
@@ -89,7 +108,11 @@ def atomic_directory(path: str | Path, *, marker: str | None = None) -> Iterator
         raise UserError(f"cannot write {path}: no permission to write in {path.parent}") from error
     try:
         yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _flush(file)
+        _flush(temporary)
         _move_into_place(temporary, path)
+        _flush(path.parent)  # before the old one is removed
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -99,14 +122,29 @@ def _move_into_place(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
     elif not _exchange(new, path):
-        old = _beside(path)
+        old = _beside(path, OLD)
         os.rename(path, old)
         try:
             os.rename(new, path)
         except OSError:
             os.rename(old, path)
             raise
+        _flush(path.parent)
         shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk. Raises OSError where a file does not get there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():  # some systems refuse it for directories
+            raise
 
 
 def _exchange(a: Path, b: Path) -> bool:

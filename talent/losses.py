@@ -94,7 +94,7 @@ def target_centric_contrast(target: Tensor, positive: Tensor, negative: Tensor, 
     pair = torch.stack([F.cosine_similarity(v, positive.float()), F.cosine_similarity(v, negative.float())], 1)
     loss = -pair.log_softmax(1)[:, 0]
     count = valid.sum() if count is None else count
-    return (loss * valid).sum() / count.clamp_min(1)
+    return (loss * valid).sum() / count.clamp_min(1e-6)  # a mean over processes may lie below 1
 
 
 def grid_coverage(mask: Tensor, tokens: int) -> Tensor:

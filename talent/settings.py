@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from talent.config import preset
-from talent.data.registry import DATASETS
+from talent.data.registry import check_name
 from talent.errors import UserError, suggest
 from talent.losses import LossWeights
 from talent.model.lora import TUNINGS, LoraSettings
 from talent.require import require
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
+SCHEDULES = ("cosine", "step", "constant")
+# In a run that goes on; anything else would make another run of it. Of batch_size and accumulate only the product with
+# the number of processes has to stay (RunDirectory.check_global_batch).
+MAY_CHANGE = ("output", "resume", "workers", "cpu", "validate_every", "val_samples", "save_every", "log_every",
+              "checkpointing", "data_root", "batch_size", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -24,25 +31,37 @@ class TrainSettings:
     """One training run.
 
     Args:
-        output: directory of the run: last/, best/ and metrics.jsonl go there
+        output: directory of the run (last/, best/, metrics.jsonl, curves.png and more)
         preset: tiny, small, base or large; taken from `init` where that is given
+        context_length: tokens of a sentence where not the preset's (RefCOCOg: 22); not with `init`
         init: checkpoint directory to start from
         pretrained: start from the published DINOv2 and CLIP weights (downloads once)
         tune: full, adapters, lora or lora+adapters
-        lora: rank, alpha and dropout of LoRA
+        lora: rank, alpha, dropout and targets of LoRA
         train_heads: train neck, decoder and projector too (always in "full")
-        data: shapes or shapes-shifted
-        train_samples: size of the training split
-        val_samples: size of the validation split
+        data: shapes, shapes-shifted, refcoco, refcoco+, refcocog, refcocog-google, or a .jsonl file (docs/data.md)
+        data_root: folder of RefCOCO's files
+        train_samples: use at most so many samples of the training split
+        val_samples: use at most so many samples of the validation split
+        val_split: name of the validation split
         steps: optimiser steps of the whole run
+        epochs: passes over the training split, in the place of `steps`
         batch_size: samples per process and step
+        accumulate: batches whose gradients make one optimiser step
         learning_rate: peak, after the warm-up
+        schedule: cosine (to 0), step (times `gamma` at every milestone) or constant
+        milestones: of the step schedule, as shares of the run
+        gamma: of the step schedule
         weight_decay: of AdamW, on matrices only
-        warmup_steps: linear warm-up, then cosine to 0
+        warmup_steps: linear warm-up
         clip: largest gradient norm
-        losses: weights of the target-aware losses
+        ema: decay of an exponential moving average of the weights, which is then validated and kept in best/; 0: none
+        losses: target-aware learning and its weights
         precision: fp32, bf16 or fp16 autocast
-        validate_every: steps between validations (each saves a checkpoint)
+        checkpointing: compute the blocks again in the backward pass: less memory, more time
+        validate_every: steps between validations
+        save_every: steps between checkpoints (a validation saves one too)
+        log_every: steps between lines in metrics.jsonl
         workers: processes that load data
         seed: of weights, data order and dropout
         resume: go on with the run in `output`
@@ -51,23 +70,35 @@ class TrainSettings:
 
     output: str
     preset: str = "base"
+    context_length: int | None = None
     init: str | None = None
     pretrained: bool = False
     tune: str = "lora+adapters"
     lora: LoraSettings = field(default_factory=LoraSettings)
     train_heads: bool = True
     data: str = "shapes"
-    train_samples: int = 20000
-    val_samples: int = 200
+    data_root: str | None = None
+    train_samples: int | None = None
+    val_samples: int | None = None
+    val_split: str = "val"
     steps: int = 1000
+    epochs: float | None = None
     batch_size: int = 16
+    accumulate: int = 1
     learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    milestones: tuple[float, ...] = (35 / 65, 55 / 65)
+    gamma: float = 0.1
     weight_decay: float = 0.0
     warmup_steps: int = 50
     clip: float = 1.0
+    ema: float = 0.0
     losses: LossWeights = field(default_factory=LossWeights)
     precision: str = "fp32"
+    checkpointing: bool = False
     validate_every: int = 500
+    save_every: int = 500
+    log_every: int = 10
     workers: int = 1
     seed: int = 0
     resume: bool = False
@@ -76,24 +107,69 @@ class TrainSettings:
     def check(self) -> None:
         """Raise UserError for values that no run can have."""
         preset(self.preset)
-        for name, value, known in (("tune", self.tune, TUNINGS), ("data", self.data, DATASETS),
+        check_name(self.data)
+        for name, value, known in (("tune", self.tune, TUNINGS), ("schedule", self.schedule, SCHEDULES),
                                    ("precision", self.precision, PRECISIONS)):
             if value not in known:
                 raise UserError(f"{name}: expected one of {', '.join(known)}, received {value!r}"
                                 f"{suggest(value, known)}")
-        for name, value in (("train_samples", self.train_samples), ("val_samples", self.val_samples),
-                            ("steps", self.steps), ("batch_size", self.batch_size),
-                            ("validate_every", self.validate_every), ("lora.rank", self.lora.rank)):
-            if value < 1:
+        for name in ("train_samples", "val_samples", "steps", "batch_size", "accumulate", "validate_every",
+                     "save_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, received {value}")
+        for name in ("warmup_steps", "workers", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected at least 0, received {getattr(self, name)}")
+        if self.seed > LARGEST_SEED:
+            raise UserError(f"seed: expected at most {LARGEST_SEED}, received {self.seed}")
+        for name in ("learning_rate", "clip", "gamma", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: expected a number above 0, received {value}")
+        longest = preset(self.preset).text_positions
+        if self.context_length is not None and (self.init or not 3 <= self.context_length <= longest):
+            raise UserError(f"context_length: expected 3 to {longest} tokens and no --init, whose network has its own, "
+                            f"received {self.context_length}{f' with --init {self.init}' if self.init else ''}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema: expected a decay from 0 (none) to below 1, such as 0.999, received {self.ema}")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < share < 1 for share in self.milestones):
+            raise UserError("milestones: expected shares of the run between 0 and 1 in rising order, received "
+                            f"{list(self.milestones)}")
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """Plain values, as YAML and JSON have them."""
+        return plain(dataclasses.asdict(self))
+
+    def differences(self, other: dict) -> list[str]:
+        """`name: expected x, received y` for each setting of `other` (to_dict) that a resumed run must share."""
+        own = _flat(self.to_dict())
+        return [f"{name}: expected {value!r}, received {own[name]!r}" for name, value in _flat(other).items()
+                if name in own and name not in MAY_CHANGE and own[name] != value]
 
 
-EXAMPLE = """example:
+def plain(value):
+    """The same value with lists in the place of tuples."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flat(values: dict) -> dict:
+    flat = {}
+    for name, value in values.items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+OPTIONAL = ("config", "context_length", "init", "data_root", "train_samples", "val_samples", "epochs", "losses.cpcl",
+            "losses.tccl")
+EXAMPLE = """examples:
   talent-train --config recipes/tiny.yaml -o runs/tiny
   talent-train --init weights/tiny --data shapes-shifted --tune lora -o runs/shifted --steps 300
+  talent-train --config recipes/mine.yaml --init weights/tiny --data data.jsonl -o runs/mine
+  talent-train --config recipes/refcoco-base.yaml --pretrained true --data_root coco -o runs/refcoco
+  talent-train --config recipes/refcoco-base.yaml --pretrained true --data_root coco -o runs/refcoco --resume true
 """
 
 
@@ -110,7 +186,7 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     try:
         parsed = parser.parse_args(_config_first(argv))
         for name, value in parsed.items():  # jsonargparse lets a null in the YAML pass for every type
-            if value is None and name not in ("config", "init", "losses.cpcl", "losses.tccl"):
+            if value is None and name not in OPTIONAL:
                 raise UserError(f"{name}: expected a value, received null; leave the line out to take the default")
         values = parser.instantiate(parsed)
     except (argparse.ArgumentError, TypeError) as error:

@@ -20,6 +20,11 @@ TINY = preset("tiny")
 DENSE = dataclasses.replace(
     TINY, preset="dense", image_size=112, position_grid=11, text_adapter="dense", text_adapter_blocks=(0, 2),
     text_adapter_width=32, vision_adapter="dense", vision_adapter_blocks=(1, 4))
+# A training step of it takes some 30 ms; dropout, so that tests of training see whether random numbers are kept.
+SMALL = dataclasses.replace(
+    TINY, preset="smallest", image_size=70, position_grid=5, text_width=32, text_heads=1, text_layers=1, text_embed=32,
+    vision_width=32, vision_depth=3, vision_heads=1, vision_adapter_width=16, vision_adapter_blocks=(1,),
+    taps=(0, 1, 2), width=32, mask_width=16, decoder_layers=1, decoder_heads=1, decoder_hidden=32, dropout=0.1)
 CONFIGS = {"tiny": TINY, "dense": DENSE}
 
 
@@ -65,6 +70,13 @@ def save_tiny(path: Path, *, lora_rank: int | None) -> Path:
                     parameter.normal_(0, 0.02)
     tokenizer = build_clip_tokenizer(context_length=TINY.context_length, vocab_size=TINY.vocab_size)
     save_checkpoint(Checkpoint(model, TINY, tokenizer, settings), path)
+    return path
+
+
+def save_network(path: Path, config: ModelConfig) -> Path:
+    """A checkpoint of `network(config)`."""
+    tokenizer = build_clip_tokenizer(context_length=config.context_length, vocab_size=config.vocab_size)
+    save_checkpoint(Checkpoint(network(config), config, tokenizer), path)
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from talent.model.attention import CrossAttention, attend
+from talent.model.checkpointing import run
 
 
 def sine_positions(length: int, width: int) -> Tensor:
@@ -70,6 +71,7 @@ class Decoder(nn.Module):
     def __init__(self, *, layers: int, width: int, heads: int, text_width: int, words: int, hidden: int, grid: int,
                  dropout: float):
         super().__init__()
+        self.gradient_checkpointing = False
         self.layers = nn.ModuleList(
             DecoderLayer(width=width, heads=heads, text_width=text_width, hidden=hidden, dropout=dropout)
             for _ in range(layers))
@@ -86,5 +88,5 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
         positions = self.image_positions.to(x.dtype)
         for layer, key, value in zip(self.layers, keys, values, strict=True):
-            x = layer(x, positions, key, value)
+            x = run(layer, x, positions, key, value, checkpointed=self.gradient_checkpointing)
         return self.norm(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from talent.model.decoder import Decoder
@@ -36,7 +37,8 @@ class Prompt:
 class TalentOutput:
     """logits [B, 1, 4 grid, 4 grid]; neck: its maps; text: words and state; sentence [B, C] = txt_proj(state).
 
-    contrast: states [B, R, E] of further sentences per sample, which only the losses look at.
+    contrast: states [B, R, C] of further sentences per sample, which only the losses look at: as they are where they
+    are as wide as the neck (as in the published presets), else through txt_proj.
     """
 
     logits: Tensor
@@ -68,9 +70,20 @@ class TalentModel(nn.Module):
         return self.projector(decoded, prompt.kernel, prompt.kernel_bias), neck
 
     def forward(self, image: Tensor, tokens: Tensor, contrast: Tensor | None = None) -> TalentOutput:
-        """contrast: token ids [B, R, L] of further sentences, encoded in the same pass: then gradients synchronise."""
-        text = self.text(tokens)
+        """contrast: token ids [B, R, L] of further sentences.
+
+        All sentences of a batch pass the text tower at once, as in the official code: it is faster, the BatchNorm of
+        the text adapters sees them all, and gradients of several processes synchronise.
+        """
+        batch = tokens.shape[0]
+        sentences = tokens if contrast is None else torch.cat([tokens, contrast.flatten(0, 1)])
+        encoded = self.text(sentences)
+        text = TextFeatures(words=encoded.words[:batch], state=encoded.state[:batch])
         logits, neck = self.segment(image, self.prompt(text))
-        states = None if contrast is None else self.text(contrast.flatten(0, 1)).state.unflatten(0, contrast.shape[:2])
-        return TalentOutput(logits=logits, neck=neck, text=text, sentence=self.neck.txt_proj(text.state),
-                            contrast=states)
+        sentence = self.neck.txt_proj(text.state)
+        states = None
+        if contrast is not None:
+            states = encoded.state[batch:].unflatten(0, contrast.shape[:2])
+            if states.shape[2] != sentence.shape[1]:
+                states = self.neck.txt_proj(states)
+        return TalentOutput(logits=logits, neck=neck, text=text, sentence=sentence, contrast=states)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from talent.model.adapters import TextAdapter
 from talent.model.attention import SelfAttention
+from talent.model.checkpointing import run
+from talent.model.recording import frozen_prefix, recorded
 
 ADAPTER_SCALE = 0.2
 MASKED = -1e4  # exp() of it is exactly zero in every floating type, and it fits in half precision
@@ -70,6 +72,7 @@ class TextTower(nn.Module):
     def __init__(self, *, vocab_size: int, context_length: int, width: int, heads: int, layers: int, embed: int,
                  adapter_blocks: tuple[int, ...], adapter_width: int):
         super().__init__()
+        self.gradient_checkpointing = False
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(
@@ -83,12 +86,22 @@ class TextTower(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width ** -0.5)
 
+    def _frozen_stages(self) -> int:
+        """How many of the embedding and the blocks, in this order, need no record in training."""
+        if not self.training:
+            return 0
+        embedding = (self.token_embedding.weight, self.positional_embedding)
+        return frozen_prefix([embedding, *(block.parameters() for block in self.blocks)])
+
     def forward(self, tokens: Tensor) -> TextFeatures:
         length = tokens.shape[1]
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # [B, L, W]
         mask = self.mask[:length, :length]
-        for block in self.blocks:
-            x = block(x, mask)
+        frozen = self._frozen_stages()
+        with recorded(frozen == 0):
+            x = self.token_embedding(tokens) + self.positional_embedding[:length]  # [B, L, W]
+        for number, block in enumerate(self.blocks, 1):
+            with recorded(number >= frozen):
+                x = run(block, x, mask, checkpointed=self.gradient_checkpointing)
         words = self.ln_final(x)
         end = tokens.argmax(1)  # [B]
         last = words.gather(1, end[:, None, None].expand(-1, 1, words.shape[2])).squeeze(1)  # [B, W]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talent.model.adapters import DenseImageAdapter, RcaImageAdapter
+from talent.model.checkpointing import run
+from talent.model.recording import frozen_prefix, recorded
 
 PATCH = 14
 PREFIX = 5
@@ -45,6 +47,7 @@ class VisionTower(nn.Module):
                  adapter_width: int, text_width: int, words: int, taps: tuple[int, ...]):
         super().__init__()
         width = backbone.embed_dim
+        self.gradient_checkpointing = False
         self.grid = image_size // PATCH
         self.taps = taps
         self.patch_embed = backbone.patch_embed.proj
@@ -83,14 +86,30 @@ class VisionTower(nn.Module):
         table = F.interpolate(table, scale_factor=(self.grid + 0.1) / side, mode="bicubic", antialias=False)
         return table.flatten(2).transpose(1, 2)
 
-    def forward(self, image: Tensor, texts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def embed(self, image: Tensor) -> Tensor:
+        """image [B, 3, S, S] -> the tokens before the first block: class, registers, patches [B, P+N, D]."""
         patches = self.patch_embed(image).flatten(2).transpose(1, 2) + self.positions()  # [B, N, D]
         batch = image.shape[0]
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), patches], 1)
+        return torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), patches], 1)
+
+    def _frozen_stages(self, image: Tensor, arguments: list[tuple[Tensor, ...]]) -> int:
+        """How many of the embedding and the blocks, in this order, need no record in training."""
+        if not self.training:
+            return 0
+        embedding = (image, *self.patch_embed.parameters(), self.cls_token, self.reg_token, self.pos_embed)
+        return frozen_prefix([embedding, *((*block.parameters(), *texts)
+                                           for block, texts in zip(self.blocks, arguments, strict=True))])
+
+    def forward(self, image: Tensor, texts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         remaining = iter(texts)
+        arguments = [(next(remaining),) if isinstance(block, AdaptedBlock) else () for block in self.blocks]
+        frozen = self._frozen_stages(image, arguments)
+        with recorded(frozen == 0):
+            x = self.embed(image)  # [B, P+N, D]
         maps = []
         for i, block in enumerate(self.blocks):
-            x = block(x, next(remaining)) if isinstance(block, AdaptedBlock) else block(x)
+            with recorded(i + 1 >= frozen):
+                x = run(block, x, *arguments[i], checkpointed=self.gradient_checkpointing)
             if i in self.taps[:2]:
                 maps.append(x[:, PREFIX:])
         maps.append(self.norm(x)[:, PREFIX:])

@@ -47,6 +47,39 @@ def test_batch_larger_than_the_data():
     assert [pick.epoch for pick in first] == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (3, 1), (1, 4), (2, 2)])
+def test_a_global_batch_is_the_same_however_it_is_divided(processes, accumulate):
+    """Batch b of one process is cut into pieces that are the batches of all processes, one after another, in order."""
+    size, steps = 2, 5
+    whole = list(sampler(batch_size=size * processes * accumulate, batches=steps))
+    shares = [list(sampler(batch_size=size, batches=steps * accumulate, rank=rank, processes=processes))
+              for rank in range(processes)]
+    for step, batch in enumerate(whole):
+        pieces = [shares[rank][step * accumulate + number] for number in range(accumulate) for rank in range(processes)]
+        assert [len(piece) for piece in pieces] == [size] * len(pieces)
+        assert [pick for piece in pieces for pick in piece] == batch
+
+
+def test_processes_take_different_samples():
+    """Over an epoch each sample is taken by one of them, once."""
+    shares = [[pick for batch in sampler(length=16, batches=2, rank=rank, processes=2) for pick in batch]
+              for rank in range(2)]
+    assert not set(shares[0]) & set(shares[1]) and {pick.epoch for share in shares for pick in share} == {0}
+    assert sorted(pick.index for share in shares for pick in share) == list(range(16))
+
+
+@pytest.mark.parametrize("rank", range(2))
+def test_a_process_that_goes_on(rank):
+    whole = list(sampler(rank=rank, processes=2))
+    assert list(sampler(rank=rank, processes=2, start=4)) == whole[4:]
+
+
+def test_more_processes_than_samples():
+    shares = [next(iter(sampler(length=3, batch_size=2, rank=rank, processes=4))) for rank in range(4)]
+    assert [pick.epoch for share in shares for pick in share] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert {pick.index for share in shares[:2] for pick in share} == {0, 1, 2}
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_clip_tokenizer(context_length=20, vocab_size=4096)

@@ -16,7 +16,7 @@ import pytest
 import talent
 from talent import files, provenance
 from talent.errors import UserError
-from talent.files import atomic_directory, atomic_write
+from talent.files import atomic_directory, atomic_write, remove_leftovers
 
 
 def names(directory: Path) -> list[str]:
@@ -116,6 +116,72 @@ def test_empty_directory_may_be_filled(tmp_path):
     with atomic_directory(tmp_path / "empty") as temporary:
         (temporary / "x").touch()
     assert names(tmp_path / "empty") == ["x"]
+
+
+@pytest.fixture
+def events(monkeypatch) -> list[tuple[str, str]]:
+    """In order: ("flush", name of the file or directory), ("move", name that something got)."""
+    noted = []
+    fsync, rename, replace, exchange = os.fsync, os.rename, os.replace, files._exchange
+
+    def note(what: str, path: str | Path) -> None:
+        noted.append((what, Path(path).name))
+
+    monkeypatch.setattr(os, "fsync", lambda at: (note("flush", os.readlink(f"/proc/self/fd/{at}")), fsync(at))[1])
+    monkeypatch.setattr(os, "rename", lambda a, b: (note("move", b), rename(a, b))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (note("move", b), replace(a, b))[1])
+    monkeypatch.setattr(files, "_exchange", lambda a, b: (note("move", b), exchange(a, b))[1])
+    return noted
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files come from /proc")
+
+
+@needs_proc
+def test_a_file_is_on_the_disk_before_its_name(tmp_path, events):
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert events == [("flush", temporary.name), ("move", "a.txt")]
+
+
+@needs_proc
+@pytest.mark.parametrize("there", [False, True])
+def test_a_directory_is_on_the_disk_before_its_name(tmp_path, events, there):
+    if there:
+        (tmp_path / "bundle").mkdir()
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        (temporary / "inner").mkdir()
+        for name in ("weights", "inner/b"):
+            (temporary / name).write_text("x")
+    *flushed, moved, parent = events
+    assert sorted(flushed) == [("flush", name) for name in sorted([temporary.name, "inner", "b", "weights"])]
+    assert moved == ("move", "bundle") and parent == ("flush", tmp_path.name), "then its name is on the disk, too"
+
+
+def test_disk_that_takes_no_bytes(tmp_path, monkeypatch):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "m.json").write_text("old")
+
+    def fails(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"), atomic_directory(tmp_path / "bundle", marker="m.json") as new:
+        (new / "m.json").write_text("new")
+    assert (tmp_path / "bundle" / "m.json").read_text() == "old" and names(tmp_path) == ["bundle"]
+
+
+def test_leftovers(tmp_path):
+    """Of these names only, and what was put aside comes back where nothing has taken its place."""
+    for name in (".last.0a.tmp", ".last.1b.old", ".best.2c.old", ".other.3d.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    (tmp_path / ".run.4e.tmp.json").touch()
+    (tmp_path / "last").mkdir()
+    for name in ("last", "best", "run.json", "never"):
+        remove_leftovers(tmp_path / name)
+    assert names(tmp_path) == [".other.3d.tmp", "best", "last"]
+    assert (tmp_path / "best" / "content").read_text() == ".best.2c.old" and names(tmp_path / "last") == []
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from talent.errors import UserError
-from talent.model.lora import LoraSettings, add_lora, merge_lora, parameter_counts, select_trainable, set_training_mode
+from talent.model.lora import (
+    TARGETS,
+    LoraSettings,
+    add_lora,
+    merge_lora,
+    parameter_counts,
+    select_trainable,
+    set_training_mode,
+)
+from talent.settings import parse_settings
 from tests.networks import CONFIGS, DENSE, TINY, inputs, network, relative_error
 
 RANK = 4
 # rank * (in + out) of qkv, proj, fc1 and fc2, in 3 text blocks of width 96 and 6 image blocks of width 128
 LORA_PARAMETERS = RANK * (3 * 16 * 96 + 6 * 16 * 128)
 LINEARS = 4 * (3 + 6)
+BLOCKS = {"text": 3, "vision": 6}
 
 
 def with_lora(config, *, random: bool):
@@ -64,6 +76,59 @@ def test_merged_network_is_a_plain_one():
     for name, value in model.vision.blocks[1].adapter.state_dict().items():
         assert torch.equal(value, kept[name]), name
     assert merge_lora(model) == 0
+
+
+def lora_layers(model) -> set[str]:
+    """Full names of the layers that have LoRA factors."""
+    return {name.partition(".lora_A.")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+
+
+@pytest.mark.parametrize(("text", "vision"), [
+    (("qkv", "proj", "fc1", "fc2"), ("qkv", "proj", "fc1", "fc2")), ((), ("qkv", "proj")), (("fc1",), ()),
+    (("proj", "fc2"), ("fc1",))])
+def test_each_tower_has_its_own_layers(text, vision):
+    model = network(TINY)
+    add_lora(model, LoraSettings(rank=2, text=text, vision=vision))
+    wanted = {f"{tower}.blocks.{block}.{TARGETS[name]}" for tower, names in (("text", text), ("vision", vision))
+              for block in range(BLOCKS[tower]) for name in names}
+    assert lora_layers(model) == wanted
+    select_trainable(model, tune="lora", train_heads=False)
+    assert {name.partition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad} == wanted
+    assert merge_lora(model) == len(wanted)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"text": ("qvk",)}, "lora.text: .*received 'qvk'; did you mean 'qkv'"),
+    ({"vision": ("qkv", "mlp")}, "lora.vision: .*received 'mlp'"),
+    ({"vision": ("qkv", "qkv")}, "lora.vision: expected every layer once, received qkv, qkv"),
+    ({"text": (), "vision": ()}, "received none; use --tune adapters"),
+    ({"rank": 0}, "lora.rank: expected at least 1, received 0"),
+    ({"alpha": 0.0}, "lora.alpha: expected a number above 0, received 0.0"),
+    ({"alpha": float("nan")}, "lora.alpha"),
+    ({"dropout": 1.0}, "lora.dropout: .*received 1.0"), ({"dropout": -0.1}, "lora.dropout: .*received -0.1")])
+def test_settings_that_no_lora_can_have(values, message):
+    with pytest.raises(UserError, match=message):
+        LoraSettings(**values)
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(), LoraSettings(rank=3, text=(), vision=("fc2", "qkv"))])
+def test_settings_travel_through_yaml(settings):
+    for plain in (settings.to_dict(), dataclasses.asdict(settings)):
+        assert LoraSettings.from_dict(yaml.safe_load(yaml.safe_dump(plain))) == settings
+
+
+def test_old_settings_mean_all_layers():
+    assert LoraSettings.from_dict({"rank": 4, "alpha": 8.0, "dropout": 0.1}) == LoraSettings(
+        rank=4, alpha=8.0, dropout=0.1, text=tuple(TARGETS), vision=tuple(TARGETS))
+    with pytest.raises(UserError, match="did you mean 'vision'"):
+        LoraSettings.from_dict({"visoin": ["qkv"]})
+
+
+def test_layers_on_the_command_line():
+    settings = parse_settings(["-o", "run", "--lora.vision", '["qkv","proj"]', "--lora.text", "[]"])
+    assert settings.lora == LoraSettings(text=(), vision=("qkv", "proj"))
+    with pytest.raises(UserError, match="did you mean 'qkv'"):
+        parse_settings(["-o", "run", "--lora.vision", '["qvk"]'])
 
 
 def kinds(config) -> dict[str, set[str]]:

@@ -75,6 +75,17 @@ def test_contrast_sentences_get_the_states_of_the_tower():
         assert model(image, tokens).contrast is None
 
 
+def test_contrast_sentences_are_as_wide_as_the_neck():
+    """As in the preset small, whose states are wider than its neck."""
+    config = dataclasses.replace(TINY, text_embed=2 * TINY.width)
+    model = network(config)
+    image, tokens = inputs(config, 2)
+    with torch.inference_mode():
+        output = model(image, tokens, tokens[:, None])
+    assert output.text.state.shape == (2, 2 * TINY.width) and output.contrast.shape == (2, 1, TINY.width)
+    torch.testing.assert_close(output.contrast[:, 0], output.sentence, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16_autocast(name):
     model, config = network(CONFIGS[name]), CONFIGS[name]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
+import re
+
 import pytest
+import yaml
 
 from talent.errors import UserError
 from talent.losses import LossWeights
 from talent.model.lora import LoraSettings
 from talent.settings import TrainSettings, parse_settings
-from talent.train import main
+from talent.train import main, starting_point
 
 
 @pytest.fixture
@@ -80,10 +86,72 @@ def test_null_of_a_group(tmp_path):
     ("data", "shape", "did you mean 'shapes'"), ("precision", "bfloat16", "did you mean 'bf16'"),
     ("steps", "0", "at least 1, received 0"), ("batch_size", "-2", "at least 1, received -2"),
     ("validate_every", "0", "at least 1"), ("train_samples", "0", "at least 1"), ("val_samples", "0", "at least 1"),
-    ("lora.rank", "0", "at least 1")])
+    ("lora.rank", "0", "at least 1"), ("lora.dropout", "1", "below 1"), ("accumulate", "0", "at least 1"),
+    ("save_every", "0", "at least 1"), ("log_every", "-1", "at least 1"), ("warmup_steps", "-1", "at least 0"),
+    ("workers", "-1", "at least 0"), ("weight_decay", "-0.1", "at least 0"), ("weight_decay", ".nan", "at least 0"),
+    ("seed", "-1", "at least 0"), ("seed", "4294967296", "at most 4294967295"),
+    ("learning_rate", "0", "above 0, received 0"), ("learning_rate", ".nan", "above 0, received nan"),
+    ("learning_rate", ".inf", "above 0"), ("clip", "0", "above 0"), ("gamma", "-1", "above 0"),
+    ("epochs", "0", "above 0"), ("ema", "1", "below 1, such as 0.999, received 1"), ("ema", "-0.1", "from 0"),
+    ("schedule", "cosin", "did you mean 'cosine'"), ("losses.tlm", "oficial", "did you mean 'official'"),
+    ("milestones", "[0.5,0.2]", "in rising order"), ("milestones", "[35,55]", "shares of the run between 0 and 1"),
+    ("milestones", "[0.0]", "between 0 and 1")])
 def test_values_that_no_run_can_have(name, value, message):
     refusal = refused(f"--{name}={value}")
     assert message in refusal and name in refusal
+
+
+@pytest.mark.parametrize(("group", "cls"), [("", TrainSettings), ("lora.", LoraSettings), ("losses.", LossWeights)])
+def test_every_setting_is_explained(capsys, group, cls):
+    """In --help, which takes the words from the docstring of the class."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    explained = dict(re.findall(r"^    (\w+): (.+)$", inspect.getdoc(cls), re.MULTILINE))
+    assert list(explained) == [field.name for field in dataclasses.fields(cls)]
+    for name, words in explained.items():
+        assert f"--{group}{name} " in shown and (words[:40] in shown or name == "output"), f"{group}{name}"
+
+
+def test_lists_from_the_command_line_and_from_yaml(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("milestones: [0.25, 0.5]\nlora:\n  text: []\n  vision: [qkv, fc1]\n")
+    for argv in (["--config", str(tmp_path / "recipe.yaml")],
+                 ["--milestones", "[0.25, 0.5]", "--lora.text", "[]", "--lora.vision", "[qkv, fc1]"]):
+        settings = parse_settings(["-o", "run", *argv])
+        assert settings.milestones == (0.25, 0.5)
+        assert settings.lora == LoraSettings(text=(), vision=("qkv", "fc1"))
+
+
+def test_what_is_written_down_is_what_was_set(tmp_path):
+    """run.json and config.yaml hold plain values, and a recipe made of them is the same run."""
+    settings = TrainSettings(output="run", preset="tiny", milestones=(0.25, 0.5), lora=LoraSettings(rank=2, text=()),
+                             losses=LossWeights(tlm="rectified", tccl=0.5), epochs=1.5)
+    written = json.loads(json.dumps(settings.to_dict()))
+    assert written == settings.to_dict() and yaml.safe_load(yaml.safe_dump(written)) == written
+    del written["output"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(written))
+    assert parse_settings(["--config", str(tmp_path / "recipe.yaml"), "-o", "run"]) == settings
+
+
+def test_differences_of_a_run_that_goes_on():
+    settings = TrainSettings(output="run", seed=1, lora=LoraSettings(rank=4))
+    assert settings.differences(settings.to_dict()) == []
+    other = dataclasses.replace(settings, output="elsewhere", resume=True, workers=3, cpu=True, batch_size=1,
+                                accumulate=16, checkpointing=True)
+    assert other.differences(settings.to_dict()) == []
+    other = dataclasses.replace(settings, seed=2, lora=LoraSettings(rank=8), milestones=(0.5,))
+    first, second = TrainSettings(output="run").milestones
+    assert sorted(other.differences(settings.to_dict())) == [
+        "lora.rank: expected 4, received 8", f"milestones: expected [{first}, {second}], received [0.5]",
+        "seed: expected 1, received 2"]
+
+
+def test_settings_of_another_version_do_not_matter():
+    """A run of an older version lacks settings that came later, and may have some that went."""
+    settings = TrainSettings(output="run")
+    begun = settings.to_dict() | {"gone": 3}
+    del begun["gamma"]
+    assert settings.differences(begun) == []
 
 
 def test_recipe_that_is_missing_or_broken(tmp_path):
@@ -112,3 +180,14 @@ def test_help_has_an_example(capsys):
         main(["--help"])
     assert caught.value.code == 0
     assert "talent-train --config recipes/tiny.yaml -o runs/tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--context_length", "2"], ["--context_length", "78"],
+                                  ["--context_length", "22", "--init", "weights/tiny"]])
+def test_context_length_that_no_run_can_have(argv):
+    assert "context_length: expected 3 to 77 tokens and no --init" in refused(*argv)
+
+
+def test_context_length_of_a_new_network():
+    checkpoint = starting_point(parse_settings(["-o", "run", "--preset", "tiny", "--context_length", "15"]))
+    assert checkpoint.config.context_length == checkpoint.tokenizer(["the red mug"]).shape[1] == 15
