@@ -233,7 +233,8 @@ def pairwise_consistency(features: Tensor, sentence: Tensor) -> Tensor:
 def official_losses(output: TalentOutput, batch: dict[str, Tensor], weights: LossWeights) -> Losses:
     """`talent_losses` of kind official, with CPCL written out. batch: "mask" [B, 1, S, S] and "valid" bool [B]."""
     segmentation = segmentation_loss(output.logits, batch["mask"])
-    cpcl = sum(pairwise_consistency(scale, output.sentence) for scale in output.neck.scales)
+    scales = output.neck.scales
+    cpcl = sum(pairwise_consistency(scale, output.sentence) for scale in scales) / len(scales)
     tccl = target_centric_contrast(output.neck.aggregated.mean(1), output.contrast[:, 0], output.contrast[:, 1],
                                    batch["valid"])
     cpcl_weight, tccl_weight = weights.resolved()

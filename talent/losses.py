@@ -18,7 +18,7 @@ from talent.model.talent import TalentOutput
 
 PAIR_THRESHOLD = 0.7
 TEMPERATURE = 0.1  # of the rectified losses: cosines of -1..1 become logits of -10..10
-WEIGHTS = {"official": (0.1, 0.01), "rectified": (0.4, 0.2), "none": (0.0, 0.0)}  # CPCL, TCCL
+WEIGHTS = {"official": (0.1, 0.01), "rectified": (1.2, 0.2), "none": (0.0, 0.0)}  # CPCL, TCCL
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LossWeights:
 
     Args:
         tlm: official (as published), rectified or none
-        cpcl: weight of contextual pairwise consistency; default 0.1 for official, 0.4 for rectified
+        cpcl: weight of contextual pairwise consistency; default 0.1 for official, 1.2 for rectified
         tccl: weight of the target-centric contrast; default 0.01 for official, 0.2 for rectified
     """
 
@@ -165,7 +165,7 @@ def _visible(coverage: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: segmentation, cpcl (sum over the three scales), tccl, and their weighted sum."""
+    """Scalars: segmentation, cpcl (mean over the three scales), tccl, and their weighted sum."""
 
     segmentation: Tensor
     cpcl: Tensor
@@ -187,12 +187,12 @@ def talent_losses(output: TalentOutput, contrast: Tensor | None, batch: dict[str
             return Losses(segmentation, nothing, nothing, segmentation)
         scales, aggregated, sentence = output.neck.scales, output.neck.aggregated, output.sentence
         if weights.tlm == "official":
-            cpcl = sum(contextual_pairwise_consistency(scale, sentence) for scale in scales)
+            cpcl = sum(contextual_pairwise_consistency(scale, sentence) for scale in scales) / len(scales)
             tccl = target_centric_contrast(aggregated.float().mean(1), contrast[:, 0], contrast[:, 1],
                                            batch["valid"], count)
         else:
             coverage, others = (grid_coverage(batch[name], aggregated.shape[1]) for name in ("mask", "others"))
-            cpcl = sum(text_referred_affinity(scale, sentence, coverage) for scale in scales)
+            cpcl = sum(text_referred_affinity(scale, sentence, coverage) for scale in scales) / len(scales)
             tccl = target_instance_contrast(aggregated, sentence, contrast[:, 0], contrast[:, 1], batch["valid"],
                                             coverage, others)
         cpcl_weight, tccl_weight = weights.resolved()

@@ -209,7 +209,7 @@ def test_total_is_the_weighted_sum():
     valid = torch.tensor([True, False])
     losses = talent_losses(output, contrast, {"mask": mask, "valid": valid}, LossWeights(cpcl=0.3, tccl=0.7))
     sentence = output.sentence.double().numpy()
-    cpcl = sum(slow_cpcl(scale.double().numpy(), sentence) for scale in output.neck.scales)
+    cpcl = np.mean([slow_cpcl(scale.double().numpy(), sentence) for scale in output.neck.scales])
     tccl = slow_tccl(output.neck.aggregated.double().numpy().mean(1), contrast[:, 0].double().numpy(),
                      contrast[:, 1].double().numpy(), valid.numpy())
     segmentation = slow_segmentation(output.logits.double().numpy(), mask.double().numpy())
@@ -324,7 +324,7 @@ def test_rectified_total_is_the_weighted_sum():
     losses = talent_losses(output, contrast, batch, LossWeights(tlm="rectified", cpcl=0.3, tccl=0.7))
     coverage, others = (grid_coverage(batch[name], 9).double().numpy() for name in ("mask", "others"))
     sentence = output.sentence.double().numpy()
-    cpcl = sum(slow_rectified_cpcl(scale.double().numpy(), sentence, coverage) for scale in output.neck.scales)
+    cpcl = np.mean([slow_rectified_cpcl(scale.double().numpy(), sentence, coverage) for scale in output.neck.scales])
     tccl = slow_rectified_tccl(output.neck.aggregated.double().numpy(), sentence, contrast[:, 0].double().numpy(),
                                contrast[:, 1].double().numpy(), batch["valid"].numpy(), coverage, others)
     assert (float(losses.cpcl), float(losses.tccl)) == pytest.approx((cpcl, tccl), rel=1e-4)
