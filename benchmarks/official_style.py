@@ -175,7 +175,7 @@ class OfficialStyle(nn.Module):
             cost = torch.einsum("bchw,blc->blhw", visual, text)  # [B, 1, grid, grid]
             scales.append(conv_norm_relu(fusion.gate, cost) * visual)
         aggregated = conv_norm_relu(neck.aggregation, torch.cat(scales, 1))
-        coordinates = neck.coordinates.expand(len(state), -1, -1, -1)
+        coordinates = neck.coord_conv[0].coordinates.expand(len(state), -1, -1, -1)
         located = _stage(neck.coord_conv[0], torch.cat([aggregated, coordinates], 1))
         features = _stage(neck.coord_conv[1], located) + aggregated
         tokens = [x.flatten(2).transpose(1, 2) for x in (*scales, aggregated, features)]

@@ -99,7 +99,7 @@ def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens
     """The graphs of a folded network in one precision; images and tokens are the calibration samples (two at least)."""
     rca = len(model.vision.adapted()) + len(model.neck.fusions)
     with tqdm(total=4, desc=f"export {precision}", unit="step", leave=False, disable=None) as bar:
-        pair = torch.from_numpy(tokens[:2])
+        pair = torch.from_numpy(np.repeat(tokens[:1], 3, 0))  # a batch unlike that of the pictures
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns of its own deprecated calls
             text = export_text(model, pair)
@@ -108,26 +108,17 @@ def export_graphs(model: TalentModel, precision: str, images: np.ndarray, tokens
                 prompt = flatten_prompt(model.prompt(model.text(pair)))
             vision = export_vision(model, torch.from_numpy(images[:2]), prompt)
         bar.update()
-        text = simplify(text, feeds={TOKENS: tokens[:2]})
-        vision = simplify(vision, feeds={IMAGE: images[:2], **{name: t.numpy() for name, t in prompt.items()}})
+        text = simplify(text, feeds={TOKENS: pair.numpy()})
+        vision = simplify(vision, feeds={IMAGE: images[:1], **{name: t[:1].numpy() for name, t in prompt.items()}})
         bar.update()
         if precision != "fp32":
             text = to_fp16(text, calibration=[{TOKENS: ids[None]} for ids in tokens])
         if precision == "fp16":
             vision = to_fp16(vision, calibration=vision_feeds(model, images, tokens))
         elif precision == "int8":
-            vision = to_int8(vision, calibration=vision_feeds(model, images, tokens), exclude=last_convolution(vision))
+            vision = to_int8(vision, calibration=vision_feeds(model, images, tokens))
         bar.update()
     return Graphs(text=fuse_rca(text, expected=0), vision=fuse_rca(vision, expected=rca))
-
-
-def last_convolution(vision: onnx.ModelProto) -> list[str]:
-    """The projector's last convolution: its rounding would go straight to the mask."""
-    found = [node.name for node in vision.graph.node
-             if node.op_type == "Conv" and any(name.endswith("projector.conv3.weight") for name in node.input)]
-    if len(found) != 1:
-        raise RuntimeError(f"expected one node with the weights projector.conv3 in the vision graph, found {found}")
-    return found
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -170,7 +161,9 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Bundle:
     images, tokens = sample_tensors([calibration[i] for i in range(len(calibration))], checkpoint)
     with atomic_directory(output, marker=MANIFEST) as directory:
         merged = merge_checkpoint(checkpoint, images[:4], tokens[:4])
-        graphs = export_graphs(fold(copy.deepcopy(merged.model)), options.precision, images, tokens)
+        folded = copy.deepcopy(merged.model)
+        fold(folded)
+        graphs = export_graphs(folded, options.precision, images, tokens)
         save_graph(graphs.text, directory / TEXT)
         save_graph(graphs.vision, directory / VISION)
         checkpoint.tokenizer.save(directory / TOKENIZER)

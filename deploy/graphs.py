@@ -1,12 +1,14 @@
 """The two halves of a folded network as ONNX sees them: flat tensors in, flat tensors out.
 
-text: tokens [B, L] int64 -> the prompt tensors. vision: image [B, 3, S, S] and the prompt tensors -> logits.
-The prompt tensors travel by name (`prompt_names`), so that a runtime passes them on without knowing them.
+text: tokens [B, L] int64 -> the prompt tensors. vision: image [B or 1, 3, S, S] and the prompt tensors -> logits. With
+one picture, what comes before the first words is computed once for all expressions. The prompt tensors travel by name,
+so that a runtime passes them on without knowing them.
 """
 
 from __future__ import annotations
 
 import io
+from itertools import groupby
 
 import onnx
 import torch
@@ -15,25 +17,30 @@ from torch import Tensor, nn
 from deploy.runtime.interface import IMAGE, LOGITS, TOKENS
 from talent.model import Prompt, TalentModel
 from talent.model.rca import rca_reference
+from talent.require import require
 
 OPSET = 20  # 18 - 20: newer ones bring operators that TensorRT-RTX does not read (design.md)
 MAX_BATCH = 64
-GROUPS = ("adapters", "neck", "keys", "values")
-SINGLES = ("kernel", "kernel_bias")
+PICTURES, EXPRESSIONS = "pictures", "expressions"  # names of the two sizes that vary; as many pictures, or one
 
 
 def flatten_prompt(prompt: Prompt) -> dict[str, Tensor]:
-    """Name -> tensor, in the order in which both graphs list them: adapter_0, ..., neck_0, ..., kernel, kernel_bias."""
-    flat = {f"{group.removesuffix('s')}_{i}": tensor
-            for group in GROUPS for i, tensor in enumerate(getattr(prompt, group))}
-    return flat | {name: getattr(prompt, name) for name in SINGLES}
+    """Name -> tensor, in the order in which both graphs list them: adapter_0, ..., neck_0, ..., attention_0_0, ...,
+    kernel, kernel_bias."""
+    flat = {f"{group}_{i}": tensor for group, tensors in (("adapter", prompt.adapters), ("neck", prompt.neck))
+            for i, tensor in enumerate(tensors)}
+    flat |= {f"attention_{i}_{j}": tensor for i, layer in enumerate(prompt.attention) for j, tensor in enumerate(layer)}
+    return flat | {"kernel": prompt.kernel, "kernel_bias": prompt.kernel_bias}
 
 
 def unflatten_prompt(tensors: dict[str, Tensor]) -> Prompt:
     """The inverse of `flatten_prompt`."""
-    groups = {group: tuple(tensor for name, tensor in tensors.items()
-                           if name.rpartition("_")[0] == group.removesuffix("s")) for group in GROUPS}
-    return Prompt(**groups, **{name: tensors[name] for name in SINGLES})
+    def group(name: str) -> tuple[Tensor, ...]:
+        return tuple(tensor for key, tensor in tensors.items() if key.rpartition("_")[0] == name)
+
+    layers = [layer for layer, _ in groupby(key.rpartition("_")[0] for key in tensors if key.startswith("attention_"))]
+    return Prompt(adapters=group("adapter"), neck=group("neck"), attention=tuple(group(layer) for layer in layers),
+                  kernel=tensors["kernel"], kernel_bias=tensors["kernel_bias"])
 
 
 class TextGraph(nn.Module):
@@ -48,13 +55,15 @@ class TextGraph(nn.Module):
 
 
 class VisionGraph(nn.Module):
-    """image [B, 3, S, S] and the prompt tensors -> logits [B, 1, 4 grid, 4 grid]. names: of the prompt tensors."""
+    """image [B or 1, 3, S, S] and the prompt tensors -> logits [B, 1, 4 grid, 4 grid]. names: of the prompt tensors."""
 
     def __init__(self, model: TalentModel, names: tuple[str, ...]):
         super().__init__()
         self.model, self.names = model, names
 
     def forward(self, image: Tensor, *prompt: Tensor) -> Tensor:
+        for tensor in prompt[1:]:  # so that torch.export knows that the batch is one, and broadcasts the picture once
+            torch._check(tensor.shape[0] == prompt[0].shape[0])
         logits, _ = self.model.segment(image, unflatten_prompt(dict(zip(self.names, prompt, strict=True))))
         return logits
 
@@ -63,26 +72,45 @@ def export_text(model: TalentModel, tokens: Tensor) -> onnx.ModelProto:
     """The text graph with a dynamic batch; tokens [B, L] is an example of at least two sentences."""
     with torch.no_grad():
         names = list(flatten_prompt(model.prompt(model.text(tokens))))
-    return _export(TextGraph(model), (tokens,), [TOKENS], names)
+    batch = torch.export.Dim(EXPRESSIONS, min=1, max=MAX_BATCH)
+    return _export(TextGraph(model), (tokens,), ({0: batch},), {TOKENS: EXPRESSIONS}, dict.fromkeys(names, EXPRESSIONS))
 
 
 def export_vision(model: TalentModel, image: Tensor, prompt: dict[str, Tensor]) -> onnx.ModelProto:
-    """The vision graph with a dynamic batch; image [B, 3, S, S] and prompt are an example with a batch of at least two.
+    """The vision graph with a dynamic batch of pictures and of expressions.
 
-    RCA is written out in standard operators: `fuse_rca` gathers them again as the last pass over the file.
+    image [B, 3, S, S] and prompt [C, ...] are examples of at least two each, B unlike C. RCA is written out in standard
+    operators: `fuse_rca` gathers them again as the last pass over the file.
     """
-    return _export(VisionGraph(model, tuple(prompt)), (image, *prompt.values()), [IMAGE, *prompt], [LOGITS])
+    pictures, expressions = (torch.export.Dim(name, min=1, max=MAX_BATCH) for name in (PICTURES, EXPRESSIONS))
+    return _export(VisionGraph(model, tuple(prompt)), (image, *prompt.values()),
+                   ({0: pictures}, tuple({0: expressions} for _ in prompt)),
+                   {IMAGE: PICTURES, **dict.fromkeys(prompt, EXPRESSIONS)}, {LOGITS: EXPRESSIONS})
 
 
-def _export(graph: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str]) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    shapes = tuple({0: batch} for _ in inputs)
-    variadic = isinstance(graph, VisionGraph)
-    program = torch.export.export(graph.eval(), inputs, strict=False,
-                                  dynamic_shapes=(shapes[0], shapes[1:]) if variadic else shapes)
+def _export(graph: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple, inputs: dict[str, str],
+            outputs: dict[str, str]) -> onnx.ModelProto:
+    """inputs, outputs: by name, the name of their first size."""
+    program = torch.export.export(graph.eval(), arguments, strict=False, dynamic_shapes=shapes)
     program = program.run_decompositions({torch.ops.talent.rca_cost_aggregation.default: rca_reference})
-    onnx_program = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False,
-                                     input_names=names, output_names=outputs)
+    onnx_program = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False, input_names=list(inputs),
+        output_names=list(outputs), custom_translation_table={torch.ops.talent.broadcast_batch.default: _broadcast()})
     buffer = io.BytesIO()
     onnx_program.save(buffer)
-    return onnx.load_from_string(buffer.getvalue())
+    model = onnx.load_from_string(buffer.getvalue())
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = (inputs | outputs)[value.name]
+    del model.graph.value_info[:]  # they have the exporter's names of the sizes, and every reader infers them
+    return model
+
+
+def _broadcast():
+    """`talent::broadcast_batch` in ONNX: Expand takes both, one picture and as many as expressions."""
+    op = require("onnxscript", extra="export").opset20
+
+    def broadcast_batch(x, like):
+        size = op.Concat(op.Shape(like, start=0, end=1), op.Constant(value_ints=[1, 1]), axis=0)
+        return op.Expand(x, size)
+
+    return broadcast_batch

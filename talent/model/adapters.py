@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from talent.model.broadcast import broadcast_batch
 from talent.model.rca import RectifiedCostAggregator
 
 BATCHNORM_EPS = 1e-3
@@ -74,13 +75,17 @@ class DenseImageAdapter(nn.Module):
         self.fc2 = nn.Linear(adapter_width, width)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, P+N, width], text [B, L, A] -> [B, P+N, width]."""
-        z = F.relu(self.fc1(x))  # [B, P+N, A]
-        head, body = z[:, :self.prefix], z[:, self.prefix:]
-        grid = body.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [B, A, grid, grid]
-        dense = self.branches(grid).flatten(2).transpose(1, 2)  # [B, N, A]
-        aggregated = self.rca(dense + body, text)
-        return self.fc2(torch.cat([2 * head, aggregated + body], 1))
+        """x [B or 1, P+N, width], text [B, L, A] -> [B, P+N, width]."""
+        return self.adapt(F.relu(self.fc1(x)), text)
+
+    def adapt(self, z: Tensor, text: Tensor) -> Tensor:
+        """What follows fc1: z [B or 1, P+N, A] -> [B, P+N, width]."""
+        body = z[:, self.prefix:]
+        grid = body.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [B or 1, A, grid, grid]
+        dense = self.branches(grid).flatten(2).transpose(1, 2)  # [B or 1, N, A]
+        aggregated = self.rca(dense + body, text)  # [B, N, A]
+        z = broadcast_batch(z, text)
+        return self.fc2(torch.cat([2 * z[:, :self.prefix], aggregated + z[:, self.prefix:]], 1))
 
 
 class RcaImageAdapter(nn.Module):
@@ -93,6 +98,9 @@ class RcaImageAdapter(nn.Module):
         self.fc2 = nn.Linear(adapter_width, width)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, P+N, width], text [B, L, A] -> [B, P+N, width]."""
-        z = F.relu(self.fc1(x))
-        return self.fc2(z + self.rca(z, text))
+        """x [B or 1, P+N, width], text [B, L, A] -> [B, P+N, width]."""
+        return self.adapt(F.relu(self.fc1(x)), text)
+
+    def adapt(self, z: Tensor, text: Tensor) -> Tensor:
+        """What follows fc1: z [B or 1, P+N, A] -> [B, P+N, width]."""
+        return self.fc2(broadcast_batch(z, text) + self.rca(z, text))

@@ -6,10 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v over `heads` heads: [B, Nq, C], [B, Nk, C] twice -> [B, Nq, C]."""
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None,
+           scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T + mask) v over `heads` heads: [B, Nq, C], [B, Nk, C] twice -> [B, Nq, C].
+
+    scale: None for 1 / sqrt(d).
+    """
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))  # [B, heads, N, d]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -26,7 +30,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention whose keys and values may be computed ahead (`prompt`) and kept for many calls."""
+    """Attention whose part of the words is computed ahead (`prompt`) and kept for many calls."""
 
     def __init__(self, *, width: int, heads: int, source_width: int):
         super().__init__()
@@ -36,6 +40,10 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(source_width, width)
         self.proj = nn.Linear(width, width)
 
+    def prompt(self, placed: Tensor, words: Tensor) -> tuple[Tensor, ...]:
+        """words [B, L, source_width], with their positions and without -> key and value [B, L, width]."""
+        return self.k(placed), self.v(words)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, N, width]; key and value [B, L, width] as `k` and `v` made them."""
+        """query [B, N, width]; key and value from `prompt`."""
         return self.proj(attend(self.q(query), key, value, self.heads))

@@ -59,14 +59,15 @@ class DecoderLayer(nn.Module):
                                  nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, *prompt: Tensor) -> Tensor:
+        """prompt: what `cross_attn` made of the words."""
         x = x + self.dropout(self.self_attn_norm(self.self_attn(self.norm1(x), positions)))
-        x = x + self.dropout(self.cross_attn_norm(self.cross_attn(self.norm2(x) + positions, key, value)))
+        x = x + self.dropout(self.cross_attn_norm(self.cross_attn(self.norm2(x) + positions, *prompt)))
         return x + self.dropout(self.ffn(self.norm3(x)))
 
 
 class Decoder(nn.Module):
-    """x [B, N, C] with the words' keys and values -> [B, N, C]."""
+    """x [B, N, C] with what the cross-attentions made of the words -> [B, N, C]."""
 
     def __init__(self, *, layers: int, width: int, heads: int, text_width: int, words: int, hidden: int, grid: int,
                  dropout: float):
@@ -79,14 +80,13 @@ class Decoder(nn.Module):
         self.register_buffer("image_positions", sine_positions_2d(grid, width), persistent=False)
         self.register_buffer("word_positions", sine_positions(words, text_width), persistent=False)
 
-    def prompt(self, words: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def prompt(self, words: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """Keys and values of every layer's cross-attention: words [B, L, W] -> [B, L, C] each."""
         placed = words + self.word_positions[:words.shape[1]].to(words.dtype)
-        return (tuple(layer.cross_attn.k(placed) for layer in self.layers),
-                tuple(layer.cross_attn.v(words) for layer in self.layers))
+        return tuple(layer.cross_attn.prompt(placed, words) for layer in self.layers)
 
-    def forward(self, x: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, x: Tensor, prompts: tuple[tuple[Tensor, ...], ...]) -> Tensor:
         positions = self.image_positions.to(x.dtype)
-        for layer, key, value in zip(self.layers, keys, values, strict=True):
-            x = run(layer, x, positions, key, value, checkpointed=self.gradient_checkpointing)
+        for layer, prompt in zip(self.layers, prompts, strict=True):
+            x = run(layer, x, positions, *prompt, checkpointed=self.gradient_checkpointing)
         return self.norm(x)

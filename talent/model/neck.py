@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from talent.model.rca import rca_cost_aggregation
+from talent.model.rca import aggregate_costs
 
 
 class LinearBatchNorm(nn.Module):
@@ -40,6 +40,20 @@ class ConvBatchNorm(nn.Sequential):
                          nn.BatchNorm2d(channels_out), nn.ReLU())
 
 
+class CoordConvBatchNorm(ConvBatchNorm):
+    """`ConvBatchNorm` of the map and, behind its channels, the place of every pixel: x, then y, each from -1 to 1."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, grid: int):
+        super().__init__(channels_in + 2, channels_out)
+        line = torch.linspace(-1, 1, grid)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        self.register_buffer("coordinates", torch.stack([x, y])[None], persistent=False)  # [1, 2, grid, grid]
+
+    def forward(self, x: Tensor) -> Tensor:
+        coordinates = self.coordinates.expand(x.shape[0], -1, -1, -1).to(x.dtype)
+        return super().forward(torch.cat([x, coordinates], 1))
+
+
 class SentenceFusion(nn.Module):
     """RCA with one word, the sentence: `relu(bn(w <v, t>)) * v`."""
 
@@ -59,7 +73,7 @@ class SentenceFusion(nn.Module):
             return F.relu(self.gate(cost)) * visual
         gate = self.gate
         weight, bias = (gate.weight, gate.bias) if isinstance(gate, nn.Linear) else gate.folded()
-        return rca_cost_aggregation(visual, text, weight, bias, "relu")
+        return aggregate_costs(visual, text, weight, bias, "relu")
 
 
 @dataclass(frozen=True)
@@ -81,10 +95,8 @@ class Neck(nn.Module):
         self.projections = nn.ModuleList(LinearBatchNorm(image_width, width) for _ in range(3))
         self.fusions = nn.ModuleList(SentenceFusion(width=width) for _ in range(3))
         self.aggregation = LinearBatchNorm(3 * width, width)
-        self.coord_conv = nn.Sequential(ConvBatchNorm(width + 2, width), ConvBatchNorm(width, width))
-        line = torch.linspace(-1, 1, grid)
-        y, x = torch.meshgrid(line, line, indexing="ij")
-        self.register_buffer("coordinates", torch.stack([x, y])[None], persistent=False)  # [1, 2, grid, grid]
+        self.grid = grid
+        self.coord_conv = nn.Sequential(CoordConvBatchNorm(width, width, grid=grid), ConvBatchNorm(width, width))
 
     def prompt(self, state: Tensor) -> tuple[Tensor, ...]:
         """state [B, E] -> three t [B, 1, C]."""
@@ -95,8 +107,6 @@ class Neck(nn.Module):
         scales = tuple(fusion(F.relu(project(tap)), text) for tap, project, fusion, text
                        in zip(taps, self.projections, self.fusions, texts, strict=True))
         aggregated = F.relu(self.aggregation(torch.cat(scales, 2)))  # [B, N, C]
-        side = self.coordinates.shape[2]
-        grid = aggregated.transpose(1, 2).unflatten(2, (side, side))  # [B, C, grid, grid]
-        coordinates = self.coordinates.expand(grid.shape[0], -1, -1, -1).to(grid.dtype)
-        located = self.coord_conv(torch.cat([grid, coordinates], 1)).flatten(2).transpose(1, 2)  # [B, N, C]
+        grid = aggregated.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [B, C, grid, grid]
+        located = self.coord_conv(grid).flatten(2).transpose(1, 2)  # [B, N, C]
         return NeckOutput(scales=scales, aggregated=aggregated, features=aggregated + located)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from talent.model.broadcast import broadcast_batch
+
 ACTIVATIONS = ("none", "relu")
 
 
@@ -79,6 +81,11 @@ torch.library.register_autocast("talent::rca_cost_aggregation", "cpu", torch.bfl
 torch.library.register_autocast("talent::rca_cost_aggregation", "cuda", torch.float16)
 
 
+def aggregate_costs(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """`rca_cost_aggregation` of as many texts [B, K, D] as pictures, or of many on one: visual [B or 1, N, D]."""
+    return rca_cost_aggregation(broadcast_batch(visual, text), text, weight, bias, activation)
+
+
 class RectifiedCostAggregator(nn.Module):
     """RCA of a block adapter: `back_proj(cost_proj(P T^t) * P)` with P of the image and T of the words.
 
@@ -97,7 +104,6 @@ class RectifiedCostAggregator(nn.Module):
         return self.text_proj(words)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """image [B, N, D], text = T [B, K, D] -> [B, N, D]."""
-        aggregated = rca_cost_aggregation(
-            self.image_proj(image), text, self.cost_proj.weight, self.cost_proj.bias, "none")
+        """image [B or 1, N, D], text = T [B, K, D] -> [B, N, D]."""
+        aggregated = aggregate_costs(self.image_proj(image), text, self.cost_proj.weight, self.cost_proj.bias)
         return self.back_proj(aggregated)

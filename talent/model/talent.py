@@ -21,14 +21,14 @@ from talent.model.vision import VisionTower
 class Prompt:
     """Everything that depends on the words alone, once per expression.
 
-    adapters: T of each image adapter [B, L, A]. neck: three [B, 1, C]. keys, values: of each decoder layer [B, L, C].
-    kernel [B, 9, M] and kernel_bias [B, 1]: the dynamic convolution.
+    adapters: T of each image adapter [B, L, A]. neck: three [B, 1, C]. attention: of each decoder layer, what its
+    cross-attention made of the words: keys and values [B, L, C]. kernel [B, M, 9] and kernel_bias [B, 1, 9]: the
+    projector's 1x1 convolution and the dynamic 3x3 convolution in one.
     """
 
     adapters: tuple[Tensor, ...]
     neck: tuple[Tensor, ...]
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    attention: tuple[tuple[Tensor, ...], ...]
     kernel: Tensor
     kernel_bias: Tensor
 
@@ -57,16 +57,19 @@ class TalentModel(nn.Module):
 
     def prompt(self, text: TextFeatures) -> Prompt:
         """The text half after the tower: no picture is needed."""
-        keys, values = self.decoder.prompt(text.words)
         kernel, kernel_bias = self.projector.prompt(text.state)
         return Prompt(adapters=self.vision.prompt(text.words), neck=self.neck.prompt(text.state),
-                      keys=keys, values=values, kernel=kernel, kernel_bias=kernel_bias)
+                      attention=self.decoder.prompt(text.words), kernel=kernel, kernel_bias=kernel_bias)
 
     def segment(self, image: Tensor, prompt: Prompt) -> tuple[Tensor, NeckOutput]:
-        """The image half: no text work. Returns the logits and the neck's maps."""
+        """The image half: no text work. Returns the logits and the neck's maps.
+
+        In eval mode one picture [1, 3, S, S] may meet the prompts of many expressions: what comes before the first
+        words is computed once.
+        """
         taps = self.vision(image, prompt.adapters)
         neck = self.neck(taps, prompt.neck)
-        decoded = self.decoder(neck.features, prompt.keys, prompt.values)
+        decoded = self.decoder(neck.features, prompt.attention)
         return self.projector(decoded, prompt.kernel, prompt.kernel_bias), neck
 
     def forward(self, image: Tensor, tokens: Tensor, contrast: Tensor | None = None) -> TalentOutput:

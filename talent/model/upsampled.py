@@ -23,33 +23,37 @@ def enlarging_taps(size: int) -> Tensor:
     return torch.stack([padded[tap:tap + 2 * size] for tap in range(REACH)])
 
 
+def column_taps(taps: Tensor) -> Tensor:
+    """`enlarging_taps` for a product with what lies as [w 3, O]: [2w, w 3]."""
+    return taps.permute(1, 2, 0).flatten(1)
+
+
+def kernel_row(weight: Tensor, row: int) -> Tensor:
+    """One row of a kernel [O, C, 3, 3], its three matrices above each other: [3 O, C]."""
+    return weight[:, :, row].permute(2, 0, 1).flatten(0, 1)
+
+
 def upsampled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor) -> Tensor:
-    """conv3x3(enlarged x) with zero padding: x [B, C, h, h], weight [O, C, 3, 3] -> [B, O, 2h, 2h], channels last.
+    """conv3x3(enlarged map) with zero padding: x [B, h h, C], weight [O, C, 3, 3] -> [B, 2h, 2h, O].
 
     taps: `enlarging_taps(h)`.
     """
-    batch, _, height, width = x.shape
-    channels = weight.shape[0]
-    places = x.flatten(2).transpose(1, 2)  # [B, hw, C]
+    batch, channels = len(x), len(weight)
+    height = width = taps.shape[2]
     tall = None
     for row in range(REACH):
-        kernels = weight[:, :, row].permute(2, 0, 1).flatten(0, 1)  # [3 O, C]
-        products = linear(places, kernels).view(batch, height, width * REACH * channels)
+        products = linear(x, kernel_row(weight, row)).view(batch, height, width * REACH * channels)
         taps = taps.to(products.dtype)
         # in place, because the tall map is the largest of all and no gradient needs its partial sums
         tall = taps[row] @ products if tall is None else tall.baddbmm_(taps[row].expand(batch, -1, -1), products)
-    wide = taps.permute(1, 2, 0).flatten(1)  # [2w, w 3]
-    enlarged = wide @ tall.view(batch * 2 * height, width * REACH, channels)  # [B 2h, 2w, O]
+    enlarged = column_taps(taps) @ tall.view(batch * 2 * height, width * REACH, channels)  # [B 2h, 2w, O]
     if bias is not None:
         enlarged = enlarged + bias
-    return enlarged.view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+    return enlarged.view(batch, 2 * height, 2 * width, channels)
 
 
 class UpsampledConvBatchNorm(ConvBatchNorm):
-    """Enlarging (bilinear), a 3x3 convolution without bias, BatchNorm, ReLU: [B, C, h, h] -> [B, O, 2h, 2h].
-
-    size: h. Exported graphs have the enlarging and the convolution as such: inference engines have kernels for them.
-    """
+    """Enlarging (bilinear), a 3x3 convolution without bias, BatchNorm, ReLU: [B, h h, C] -> [B, 2h 2h, O]. size: h."""
 
     def __init__(self, channels_in: int, channels_out: int, *, size: int):
         super().__init__(channels_in, channels_out)
@@ -57,7 +61,5 @@ class UpsampledConvBatchNorm(ConvBatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm, activation = self
-        if torch.compiler.is_compiling():
-            enlarged = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            return activation(norm(convolution(enlarged)))
-        return activation(norm(upsampled_convolution(x, convolution.weight, convolution.bias, self.taps)))
+        y = upsampled_convolution(x, convolution.weight, convolution.bias, self.taps)  # [B, 2h, 2h, O]
+        return activation(norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)

@@ -65,9 +65,9 @@ class VisionTower(nn.Module):
                      else RcaImageAdapter(**sizes))
             self.blocks.append(AdaptedBlock(block, built, width))
 
-    def adapted(self) -> list[AdaptedBlock]:
-        """The blocks with an adapter, from the image on."""
-        return [block for block in self.blocks if isinstance(block, AdaptedBlock)]
+    def adapted(self) -> list[nn.Module]:
+        """The blocks with an adapter, which take the words, from the image on."""
+        return [block for block in self.blocks if hasattr(block, "adapter")]
 
     def prompt(self, words: Tensor) -> tuple[Tensor, ...]:
         """T of every adapter: words [B, L, W] -> one [B, L, A] each."""
@@ -90,7 +90,8 @@ class VisionTower(nn.Module):
         """image [B, 3, S, S] -> the tokens before the first block: class, registers, patches [B, P+N, D]."""
         patches = self.patch_embed(image).flatten(2).transpose(1, 2) + self.positions()  # [B, N, D]
         batch = image.shape[0]
-        return torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), patches], 1)
+        prefix = torch.cat([self.cls_token, self.reg_token], 1)
+        return torch.cat([prefix.expand(batch, -1, -1), patches], 1)
 
     def _frozen_stages(self, image: Tensor, arguments: list[tuple[Tensor, ...]]) -> int:
         """How many of the embedding and the blocks, in this order, need no record in training."""
@@ -102,7 +103,7 @@ class VisionTower(nn.Module):
 
     def forward(self, image: Tensor, texts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         remaining = iter(texts)
-        arguments = [(next(remaining),) if isinstance(block, AdaptedBlock) else () for block in self.blocks]
+        arguments = [(next(remaining),) if hasattr(block, "adapter") else () for block in self.blocks]
         frozen = self._frozen_stages(image, arguments)
         with recorded(frozen == 0):
             x = self.embed(image)  # [B, P+N, D]
@@ -112,5 +113,5 @@ class VisionTower(nn.Module):
                 x = run(block, x, *arguments[i], checkpointed=self.gradient_checkpointing)
             if i in self.taps[:2]:
                 maps.append(x[:, PREFIX:])
-        maps.append(self.norm(x)[:, PREFIX:])
+        maps.append(self.norm(x[:, PREFIX:]))
         return tuple(maps)

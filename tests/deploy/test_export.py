@@ -12,6 +12,7 @@ from calibration.quantize import quantized_nodes
 from deploy import Segmenter
 from deploy.bundle import Bundle
 from deploy.export import main
+from deploy.graphs import EXPRESSIONS, PICTURES
 from talent.checkpoint import load_checkpoint
 from talent.data.shapes import ShapesDataset
 from talent.evaluate import torch_predictor
@@ -76,8 +77,10 @@ def test_rca_is_one_node_at_every_place(bundles, precision):
 
 def test_the_batch_is_dynamic_in_both_graphs(bundles):
     for name in ("text", "vision"):
-        for value in onnx.load(bundles / "fp16" / f"{name}.onnx").graph.input:
-            assert value.type.tensor_type.shape.dim[0].dim_param, f"{name}: {value.name}"
+        graph = onnx.load(bundles / "fp16" / f"{name}.onnx").graph
+        for value in (*graph.input, *graph.output):
+            expected = PICTURES if value.name == "image" else EXPRESSIONS
+            assert value.type.tensor_type.shape.dim[0].dim_param == expected, f"{name}: {value.name}"
 
 
 def test_a_batch_gives_what_its_samples_give_alone(bundles):
@@ -88,15 +91,19 @@ def test_a_batch_gives_what_its_samples_give_alone(bundles):
         together = segmenter.backend.vision(images, segmenter.backend.text(segmenter.tokenizer(sentences)))
         alone = [segmenter.infer(image[None], segmenter.encode(text))
                  for image, text in zip(images, sentences, strict=True)]
+        one_picture = segmenter.backend.vision(images[:1], segmenter.backend.text(segmenter.tokenizer(sentences)))
+        one_by_one = [segmenter.infer(images[:1], segmenter.encode(text)) for text in sentences]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-4 * np.abs(together).max())
+    np.testing.assert_allclose(one_picture, np.concatenate(one_by_one), atol=1e-4 * np.abs(one_picture).max())
 
 
 def test_int8_is_on_linear_layers_and_convolutions_of_the_vision_graph_only(bundles):
     vision = onnx.load(bundles / "int8" / "vision.onnx")
     kinds = {node.op_type for node in vision.graph.node if node.name in quantized_nodes(vision)}
     assert kinds <= {"MatMul", "Gemm", "Conv"} and "MatMul" in kinds
-    last, = (node for node in vision.graph.node if any("projector.conv3.weight" in name for name in node.input))
-    assert last.op_type == "Conv" and last.name not in quantized_nodes(vision)
+    for weight in ("patch_embed.weight", "projector.shifts"):
+        reader, = (node for node in vision.graph.node if any(weight in name for name in node.input))
+        assert reader.op_type == "Conv" and reader.name not in quantized_nodes(vision)
     assert not quantized_nodes(onnx.load(bundles / "int8" / "text.onnx"))
 
 

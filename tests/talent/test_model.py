@@ -15,32 +15,35 @@ from talent.errors import UserError
 from talent.model import build_model
 from talent.model.adapters import DenseImageAdapter, RcaImageAdapter, TextAdapter
 from talent.model.decoder import sine_positions, sine_positions_2d
-from talent.model.projector import dynamic_convolution
+from talent.model.projector import dynamic_convolution, tap_shifts
 from talent.model.talent import Prompt
 from tests.networks import CONFIGS, DENSE, TINY, inputs, network, relative_error
 
 
-@pytest.mark.parametrize(("batch", "channels", "height", "width"), [(3, 5, 7, 9), (1, 48, 1, 3), (2, 1, 11, 2)])
-def test_dynamic_convolution_is_the_grouped_one(batch, channels, height, width):
+@pytest.mark.parametrize(("batch", "channels", "side"), [(3, 5, 7), (1, 48, 1), (2, 1, 12)])
+def test_dynamic_convolution_is_the_grouped_one(batch, channels, side):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+    x = torch.randn(batch, channels, side, side, generator=generator, dtype=torch.float64)
     kernel = torch.randn(batch, channels, 3, 3, generator=generator, dtype=torch.float64)
     bias = torch.randn(batch, generator=generator, dtype=torch.float64)
     wanted = F.conv2d(x.flatten(0, 1)[None], kernel, bias, padding=1, groups=batch).transpose(0, 1)
-    received = dynamic_convolution(x, kernel.flatten(2).transpose(1, 2), bias[:, None])
-    assert received.shape == (batch, 1, height, width)
+    by_tap = F.pad(bias[:, None, None], (4, 4))  # the centre tap never meets the padding
+    received = dynamic_convolution(x.flatten(2).transpose(1, 2), kernel.flatten(2), by_tap, tap_shifts())
+    assert received.shape == (batch, 1, side, side)
     torch.testing.assert_close(received, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_kernel_of_the_projector_is_laid_out_channel_by_channel():
-    """Official layout: M x 3 x 3 numbers, then the bias."""
+    """Official layout: M x 3 x 3 numbers, then the bias; seen through a 1x1 convolution that changes nothing."""
     model = network(TINY)
     state = torch.randn(2, TINY.text_embed, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        model.projector.conv3.weight.copy_(torch.eye(TINY.mask_width)[:, :, None, None])
+        model.projector.conv3.bias.zero_()
         kernel, bias = model.projector.prompt(state)
         numbers = model.projector.txt(state)
-    assert torch.equal(kernel.transpose(1, 2).unflatten(2, (3, 3)), numbers[:, :-1].reshape(2, TINY.mask_width, 3, 3))
-    assert torch.equal(bias[:, 0], numbers[:, -1])
+    assert torch.equal(kernel.unflatten(2, (3, 3)), numbers[:, :-1].reshape(2, TINY.mask_width, 3, 3))
+    assert torch.equal(bias[:, 0, 4], numbers[:, -1]) and bias.count_nonzero() == 2
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -57,10 +60,13 @@ def test_prompt_first_equals_forward(name):
             single, _ = model.segment(image[row:row + 1], model.prompt(model.text(tokens[row:row + 1])))
             assert relative_error(single[0], whole.logits[row]) < 1e-4
         other, _ = model.segment(image, model.prompt(model.text(tokens.roll(1, 0))))
+        repeated, _ = model.segment(image[:1].expand(3, -1, -1, -1), prompt)
+        broadcast, _ = model.segment(image[:1], prompt)
     assert relative_error(other, whole.logits) > 0.01, "the words do not matter"
+    assert relative_error(broadcast, repeated) < 1e-4, "one picture, three expressions"
     side = 4 * config.grid
     assert whole.logits.shape == (3, 1, side, side) and isinstance(prompt, Prompt)
-    assert len(prompt.adapters) == len(config.vision_adapter_blocks) and len(prompt.keys) == config.decoder_layers
+    assert len(prompt.adapters) == len(config.vision_adapter_blocks) and len(prompt.attention) == config.decoder_layers
 
 
 def test_contrast_sentences_get_the_states_of_the_tower():

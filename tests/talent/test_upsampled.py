@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from deploy.fold import fold_batchnorm
-from talent.model.projector import Projector, dynamic_convolution
-from talent.model.upsampled import UpsampledConvBatchNorm, enlarging_taps, upsampled_convolution
+from talent.model.projector import Projector, dynamic_convolution, tap_shifts
+from talent.model.upsampled import enlarging_taps, upsampled_convolution
 from tests.networks import relative_error
 
 
@@ -25,7 +25,8 @@ def test_it_is_the_convolution_of_the_enlarged_map(batch, channels_in, channels_
     x = torch.randn(batch, channels_in, size, size, **options, requires_grad=True)
     weight = torch.randn(channels_out, channels_in, 3, 3, **options, requires_grad=True)
     offset = torch.randn(channels_out, **options) if bias else None
-    received = upsampled_convolution(x, weight, offset, enlarging_taps(size))
+    received = upsampled_convolution(x.flatten(2).transpose(1, 2), weight, offset, enlarging_taps(size).double())
+    received = received.permute(0, 3, 1, 2)
     wanted = F.conv2d(enlarged(x), weight, offset, padding=1)
     torch.testing.assert_close(received, wanted, rtol=1e-10, atol=1e-10)
     direction = torch.randn(wanted.shape, **options)
@@ -72,23 +73,11 @@ def test_folded_projector():
         assert relative_error(model(x, *model.prompt(state)), wanted) < 1e-5
 
 
-def test_exported_it_is_enlarging_and_a_convolution():
-    block = UpsampledConvBatchNorm(4, 3, size=6).eval()
-    x = torch.randn(2, 4, 6, 6)
-    program = torch.export.export(block, (x,))
-    names = {str(node.target) for node in program.graph.nodes}
-    assert any("upsample_bilinear2d" in name for name in names) and any("conv2d" in name for name in names)
-    assert not any("matmul" in name for name in names)
-    with torch.no_grad():
-        assert relative_error(program.module()(x), block(x)) < 1e-5
-
-
 def test_the_table_of_taps_is_no_weight():
     assert not any("taps" in key for key in projector().state_dict())
 
 
 def test_a_tap_s_bias_ends_at_the_border():
     """It belongs to the map under the kernel, which is padded with zeros."""
-    kernel, bias = torch.zeros(1, 9, 2), torch.zeros(1, 1)
-    received = dynamic_convolution(torch.zeros(1, 2, 4, 4), kernel, bias, torch.ones(1, 9))
+    received = dynamic_convolution(torch.zeros(1, 16, 2), torch.zeros(1, 2, 9), torch.ones(1, 1, 9), tap_shifts())
     assert received[0, 0].tolist() == [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
