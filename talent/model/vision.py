@@ -90,8 +90,7 @@ class VisionTower(nn.Module):
         """image [B, 3, S, S] -> the tokens before the first block: class, registers, patches [B, P+N, D]."""
         patches = self.patch_embed(image).flatten(2).transpose(1, 2) + self.positions()  # [B, N, D]
         batch = image.shape[0]
-        prefix = torch.cat([self.cls_token, self.reg_token], 1)
-        return torch.cat([prefix.expand(batch, -1, -1), patches], 1)
+        return torch.cat([self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1), patches], 1)
 
     def _frozen_stages(self, image: Tensor, arguments: list[tuple[Tensor, ...]]) -> int:
         """How many of the embedding and the blocks, in this order, need no record in training."""
