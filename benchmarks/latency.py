@@ -41,6 +41,7 @@ from talent.image import Letterbox, check_image_path, preprocess  # noqa: E402
 from talent.require import require  # noqa: E402
 
 STAGES = ("preprocess", "text", "vision", "postprocess")
+FRAME = "frame"  # what a frame costs while the expression stays: all but the text
 WHOLE = "whole"
 PERCENTILES = (50, 90, 99)
 PHOTO = 640  # side of the photos in pixels, about what a camera gives: pre- and postprocessing depend on it
@@ -180,7 +181,7 @@ class Contenders:
 
 
 def run_once(stages: Stages, sample: Sample) -> tuple[float, ...]:
-    """Seconds of STAGES and of the whole."""
+    """Seconds of STAGES, of a frame whose expression is known, and of the whole."""
     start = time.perf_counter()
     tensor, box = stages.preprocess(sample.image)
     preprocessed = time.perf_counter()
@@ -190,7 +191,8 @@ def run_once(stages: Stages, sample: Sample) -> tuple[float, ...]:
     inferred = time.perf_counter()
     stages.postprocess(logits, box)
     end = time.perf_counter()
-    return preprocessed - start, encoded - preprocessed, inferred - encoded, end - inferred, end - start
+    text = encoded - preprocessed
+    return preprocessed - start, text, inferred - encoded, end - inferred, end - start - text, end - start
 
 
 def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) -> list[dict[str, Any]]:
@@ -210,7 +212,7 @@ def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) 
     records = []
     for row in names:
         milliseconds = 1000 * np.percentile(times[row], PERCENTILES, axis=0).T  # [stage, percentile]
-        for stage, values in zip((*STAGES, WHOLE), milliseconds, strict=True):
+        for stage, values in zip((*STAGES, FRAME, WHOLE), milliseconds, strict=True):
             percentiles = {f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, values, strict=True)}
             records.append({**asdict(row), "stage": stage, **percentiles})
     return records
@@ -305,19 +307,28 @@ def by_row(report: dict[str, Any]) -> dict[Row, dict[str, dict[str, float]]]:
     return dict(rows)
 
 
+def of_eager(rows: dict[Row, dict[str, dict[str, float]]]) -> dict[Row, float]:
+    """What a frame takes (median, the expression cached) over what it takes PyTorch eager on the same device."""
+    eager = {row.device: stages[FRAME]["p50_ms"] for row, stages in rows.items() if row.backend == EAGER}
+    return {row: stages[FRAME]["p50_ms"] / eager[row.device] for row, stages in rows.items() if row.device in eager}
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as text: a line per row, then what was not run and why."""
-    lines = [["", "device", "from", *STAGES, WHOLE]]
-    for row, stages in by_row(report).items():
-        cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in (*STAGES, WHOLE)]
-        lines.append([row.label, row.device, row.source, *cells])
+    lines = [["", "device", "from", *STAGES, FRAME, WHOLE, "frame of eager"]]
+    rows = by_row(report)
+    shares = of_eager(rows)
+    for row, stages in rows.items():
+        cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in (*STAGES, FRAME, WHOLE)]
+        lines.append([row.label, row.device, row.source, *cells, f"{shares[row]:.2f}" if row in shares else "-"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
                       for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
             for line in lines]
     text.append(f"milliseconds p50/p90/p99 of {report['rounds']} rounds x {report['samples']} samples of "
                 f"{report['data']}, {report['photo']} px photos, {report['threads']} threads, "
-                f"{report['device']['gpu'] or report['device']['cpu']}")
+                f"{report['device']['gpu'] or report['device']['cpu']}; a frame is all but the text, which a robot "
+                "computes once per expression")
     if any(record["emulated"] for record in report["latency"]):
         text.append(EMULATED)
     reasons: dict[tuple[str, str], list[str]] = defaultdict(list)

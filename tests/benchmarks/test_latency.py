@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import latency
-from benchmarks.latency import EAGER, MERGED, ONNX_RUNTIME, STAGES, WHOLE, Row, main, measure
+from benchmarks.latency import EAGER, FRAME, MERGED, ONNX_RUNTIME, STAGES, WHOLE, Row, main, measure
 from deploy import export
 from deploy.bundle import Bundle
 from talent.data.shapes import ShapesDataset
@@ -56,13 +56,18 @@ def test_every_row_has_every_stage_with_ordered_percentiles(run):
     records = run[0]["latency"]
     rows = [(EAGER, "fp32"), (MERGED, "fp32"), (ONNX_RUNTIME, "fp16")]
     assert [(r["backend"], r["precision"], r["stage"]) for r in records] == [
-        (*row, stage) for row, stage in product(rows, (*STAGES, WHOLE))]
+        (*row, stage) for row, stage in product(rows, (*STAGES, FRAME, WHOLE))]
     for record in records:
         assert 0 < record["p50_ms"] <= record["p90_ms"] <= record["p99_ms"]
 
 
 def test_the_whole_is_no_shorter_than_a_stage(run):
-    for stages in latency.by_row(run[0]).values():
+    rows = latency.by_row(run[0])
+    shares = latency.of_eager(rows)
+    assert shares.keys() == rows.keys() and [shares[row] for row in rows if row.backend == EAGER] == [1.0]
+    for row, stages in rows.items():
+        eager, = (other[FRAME]["p50_ms"] for one, other in rows.items() if one.backend == EAGER)
+        assert stages[FRAME]["p50_ms"] < stages[WHOLE]["p50_ms"] and 0 < shares[row] == stages[FRAME]["p50_ms"] / eager
         assert all(stages[WHOLE]["p99_ms"] >= stages[stage]["p50_ms"] for stage in STAGES)
 
 
@@ -142,7 +147,7 @@ def test_rounds_are_interleaved_and_rotated_after_a_warm_up():
     records = measure(rows, [samples[0], samples[1]], rounds=3)
     assert passes(log, 2) == [*"abc", *"abc", *"bca", *"cab"]
     assert {sentence for _, sentence in log} == {samples[0].expressions[0], samples[1].expressions[0]}
-    assert len(records) == 3 * (len(STAGES) + 1)
+    assert len(records) == 3 * (len(STAGES) + 2)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
