@@ -57,7 +57,8 @@ class Projector(nn.Module):
             return numbers[:, :-TAPS].unflatten(1, (-1, TAPS)), numbers[:, None, -TAPS:]
         kernel = numbers[:, :-1].unflatten(1, (-1, TAPS))  # [B, M, 9], of conv3's maps
         offset = F.pad(numbers[:, None, -1:], (CENTRE, TAPS - 1 - CENTRE))  # the bias goes in by the centre tap
-        return self.conv3.weight.flatten(1).t() @ kernel, self.conv3.bias @ kernel[:, None] + offset
+        seen = (kernel * self.conv3.bias[:, None]).sum(1, keepdim=True)  # [B, 1, 9]
+        return (kernel.transpose(1, 2) @ self.conv3.weight.flatten(1)).transpose(1, 2), seen + offset
 
     def forward(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         for convolution in (self.conv1, self.conv2):
