@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from deploy.fuse_rca import find_rca
 from deploy.modelopt import known_nodes, modelopt, named, quiet, scratch
 from deploy.onnx_run import Feeds, progress
-from deploy.precision import FP32_OPS, overflowing, to_fp16
+from deploy.precision import Precisions, decide_precisions, to_fp16
 from talent.errors import UserError
 from talent.require import require
 
@@ -46,13 +46,13 @@ def quantizable(model: onnx.ModelProto, *, exclude: Iterable[str] = ()) -> list[
 
 
 def to_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], exclude: Iterable[str] = (),
-            method: str = "max", fp32_ops: Sequence[str] = FP32_OPS, fp32_nodes: Iterable[str] = (),
-            ) -> onnx.ModelProto:
-    """`model` with explicit INT8 Q/DQ on `quantizable` nodes, FP16 elsewhere and FP32 where `to_fp16` keeps it.
+            method: str = "max", precisions: Precisions | None = None) -> onnx.ModelProto:
+    """`model` with explicit INT8 Q/DQ on `quantizable` nodes, FP16 elsewhere and FP32 where `precisions` say so.
 
     Symmetric, zero point 0, weights per output channel and stored as INT8, biases in FP16. `method` is ModelOpt's
-    ("max" or "entropy"). Raises UserError without calibration samples or without a node to quantize, RuntimeError
-    when the quantizers did not come to stand where they were asked for.
+    ("max" or "entropy"). `precisions` were decided on this very graph; without them they are decided on `calibration`.
+    Raises UserError without calibration samples or without a node to quantize, RuntimeError when the quantizers did not
+    come to stand where they were asked for.
     """
     quantization = modelopt("modelopt.onnx.quantization")
     samples = [dict(feeds) for feeds in calibration]
@@ -62,7 +62,7 @@ def to_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], exclude: It
     names = quantizable(model, exclude=exclude)
     if not names:
         raise UserError("INT8 was asked for, but no linear layer or convolution is left to quantize; exclude fewer")
-    large = overflowing(model, samples)
+    precisions = precisions or decide_precisions(model, calibration=samples)
     with scratch() as directory, quiet():
         source, target = directory / "fp32.onnx", directory / "int8.onnx"
         numbers = {node.name: f"node{index:07d}" for index, node in enumerate(model.graph.node)}
@@ -78,7 +78,7 @@ def to_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], exclude: It
     if found != set(names):
         raise RuntimeError(f"ModelOpt left out {sorted(set(names) - found)} and quantized {sorted(found - set(names))}"
                            " against the selection; name them in `exclude`, or install another version of ModelOpt")
-    half = to_fp16(quantized, fp32_ops=fp32_ops, fp32_nodes=large | set(fp32_nodes))
+    half = to_fp16(quantized, precisions)
     _store_weights_as_int8(half)
     onnx.checker.check_model(half, full_check=True)
     return half

@@ -43,9 +43,10 @@ from talent.errors import UserError
 from talent.files import atomic_write
 from talent.image import THRESHOLD
 
-__all__ = ["GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "SCHEMA", "TEXT", "TOKENIZER", "VISION",
-           "Bundle", "EngineRecord", "engine_directory"]
+__all__ = ["GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "REPORT", "SCHEMA", "TEXT", "TOKENIZER",
+           "VISION", "Bundle", "EngineRecord", "engine_directory"]
 
+REPORT = "export.json"  # what the export measured and decided, for people
 EXTERNAL_DATA = ".data"  # weights of vision.onnx lie in vision.onnx.data where they are large
 
 
@@ -146,6 +147,7 @@ class Bundle:
         """
         directory = Path(directory)
         names = [*REQUIRED_FILES, *sorted(path.name for path in directory.glob(f"*.onnx{EXTERNAL_DATA}"))]
+        names += [REPORT] if (directory / REPORT).is_file() else []
         for name in names:
             if not (directory / name).is_file():
                 raise UserError(f"expected {name} in {directory} before its {MANIFEST} is written")

@@ -1,8 +1,8 @@
 """Folding without loss: what training needs and inference does not is multiplied into its neighbours.
 
-Every function changes the model in place, leaves its outputs as they are, up to rounding, and returns how many places it
-folded; the model must be in eval mode with LoRA merged (talent.model.lora.merge_lora, the first fold of all). Some need
-others first: `fold` has the order. Source: model.md of the design, "What folds away".
+Every function changes the model in place, leaves its outputs as they are, up to rounding, and returns how many places
+it folded; the model must be in eval mode with LoRA merged (talent.model.lora.merge_lora, the first fold of all). Some
+need others first: `fold` has the order. Source: model.md of the design, "What folds away".
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ class FoldedAttention(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """An image block with an adapter: both start with one product, because both read norm2's output. `inner`: fc1 of the MLP and of the adapter side by side. The biases of both last
-    layers are one.
+    """An image block with an adapter: both start with one product, because both read norm2's output.
+
+    `inner`: fc1 of the MLP and of the adapter side by side. The biases of both last layers are one.
     """
 
     def __init__(self, block: AdaptedBlock):

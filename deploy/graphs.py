@@ -7,7 +7,8 @@ so that a runtime passes them on without knowing them.
 
 from __future__ import annotations
 
-import io
+from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 
 import onnx
@@ -96,13 +97,24 @@ def _export(graph: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple, inpu
     onnx_program = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, verbose=False, external_data=False, input_names=list(inputs),
         output_names=list(outputs), custom_translation_table={torch.ops.talent.broadcast_batch.default: _broadcast()})
-    buffer = io.BytesIO()
-    onnx_program.save(buffer)
-    model = onnx.load_from_string(buffer.getvalue())
+    model = onnx_program.model_proto
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = (inputs | outputs)[value.name]
     del model.graph.value_info[:]  # they have the exporter's names of the sizes, and every reader infers them
     return model
+
+
+def name_nodes(model: onnx.ModelProto, modules: Mapping[str, str]) -> None:
+    """Name every node after its module, in place: "vision.blocks.3.mlp.fc1/MatMul", a second one "..._2".
+
+    modules: module by tensor (deploy.layer_losses.layer_names). What belongs to none keeps its name.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        module = modules.get(node.output[0])
+        name = f"{module}/{node.op_type}" if module else node.name or node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
 
 
 def _broadcast():

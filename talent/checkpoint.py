@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from talent import provenance
@@ -71,6 +72,25 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     return tensor.half() if half and tensor.is_floating_point() else tensor
 
 
+def _loaded(tensor: Tensor) -> Tensor:
+    """A copy in memory of its own: in the mapped file tensors lie anywhere, and kernels round by how they lie."""
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def network_of(config: ModelConfig, lora: LoraSettings | None, weights: dict[str, Tensor]) -> TalentModel:
+    """The network of these settings with these very tensors, in eval mode; buffers that are no weights are built anew.
+
+    Raises RuntimeError for weights that do not fit, UserError for settings that no network has.
+    """
+    # Parameters without memory, which need no time to be drawn.
+    with require("accelerate", extra="train").init_empty_weights(include_buffers=False):
+        model = build_model(config)
+        if lora:
+            add_lora(model, lora)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint directory; the model is in eval mode, LoRA factors unmerged.
 
@@ -99,18 +119,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         config = ModelConfig.from_dict(content["model"])
         lora = LoraSettings.from_dict(content["lora"]) if content.get("lora") else None
-        model = build_model(config)
+        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
+            weights = {key: _loaded(file.get_tensor(key)) for key in file.keys()}
+        model = network_of(config, lora, weights)
     except UserError as error:
         raise UserError(f"{path / CONFIG}: {error}") from error
-    if lora:
-        add_lora(model, lora)
-    try:
-        with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"{path / WEIGHTS} does not hold the weights that {CONFIG} describes: "
                         f"{' '.join(str(error).split())[:300]}") from error
     tokenizer = Tokenizer.load(path / TOKENIZER, config.context_length)
-    return Checkpoint(model.eval(), config, tokenizer, lora, training=content.get("training") or {},
+    return Checkpoint(model, config, tokenizer, lora, training=content.get("training") or {},
                       metrics=content.get("metrics") or {})

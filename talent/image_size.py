@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from talent.checkpoint import Checkpoint
+from talent.checkpoint import Checkpoint, network_of
 from talent.errors import UserError
-from talent.model import build_model
-from talent.model.lora import add_lora
 from talent.model.vision import PATCH
-from talent.require import require
 
 SIZES = range(224, 518 + 1, PATCH)  # pixels: those at which the published backbones are at home
 
@@ -28,11 +25,6 @@ def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         raise UserError(f"image size: expected {SIZES[0]} to {SIZES[-1]} pixels in steps of {SIZES.step}, or the "
                         f"checkpoint's own {checkpoint.config.image_size}, received {image_size}; {nearest} is nearest")
     config = dataclasses.replace(checkpoint.config, image_size=image_size)
-    # Parameters without memory, which need no time to be drawn; buffers that are computed from the size are real.
-    with require("accelerate", extra="train").init_empty_weights(include_buffers=False):
-        model = build_model(config)
-        if checkpoint.lora:
-            add_lora(model, checkpoint.lora)
-    model.load_state_dict(checkpoint.model.state_dict(), assign=True)
+    model = network_of(config, checkpoint.lora, checkpoint.model.state_dict())
     device = next(checkpoint.model.parameters()).device
-    return dataclasses.replace(checkpoint, model=model.to(device).eval(), config=config, metrics={})
+    return dataclasses.replace(checkpoint, model=model.to(device), config=config, metrics={})

@@ -46,6 +46,27 @@ def network(config: ModelConfig, *, seed: int = 0) -> TalentModel:
     return model
 
 
+@torch.no_grad()
+def loud(model: TalentModel, *, scale: float = 5e4) -> None:
+    """Multiply all that is written into the residual stream; what reads it without normalisation divides."""
+    tower = model.vision
+    embedding = (tower.patch_embed.weight, tower.patch_embed.bias, tower.cls_token, tower.reg_token, tower.pos_embed)
+    for parameter in embedding:
+        parameter.mul_(scale)
+    for block in tower.blocks:
+        block.ls1.gamma.mul_(scale)
+        block.ls2.gamma.mul_(scale)  # stands behind the MLP and the adapter
+    for projection in model.neck.projections[:2]:  # the third reads the normalised map
+        projection.linear.weight.div_(scale)
+
+
+@torch.no_grad()
+def massive(model: TalentModel, *, size: float = 7e4) -> None:
+    """Massive activations in a few channels of a few tokens that are no patches, as DINOv2's registers have them."""
+    model.vision.reg_token[:, :2, [3, 17]] = torch.tensor([size, -size])
+    model.vision.cls_token[..., 5] = -size
+
+
 def inputs(config: ModelConfig, batch: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """image [B, 3, S, S] and tokens [B, L]: start, 2 to L - 3 words, end, zeros."""
     rng = np.random.default_rng(seed)

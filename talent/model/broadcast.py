@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 
 @torch.library.custom_op("talent::broadcast_batch", mutates_args=())
@@ -23,6 +22,8 @@ def _(x: Tensor, like: Tensor) -> Tensor:
 
 def broadcast_batch(x: Tensor, like: Tensor) -> Tensor:
     """x [B or 1, N, C] -> [B, N, C], with the batch B of `like`."""
-    if statically_known_true(x.shape[0] == like.shape[0]):
-        return x
-    return _broadcast(x, like) if torch.compiler.is_compiling() else x.expand(like.shape[0], -1, -1)
+    if not torch.compiler.is_compiling():
+        return x if x.shape[0] == like.shape[0] else x.expand(like.shape[0], -1, -1)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes half a second
+
+    return x if statically_known_true(x.shape[0] == like.shape[0]) else _broadcast(x, like)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.quantize import quantizable, quantized_nodes, to_int8
 from deploy.fuse_rca import fuse_rca
 from deploy.onnx_run import deviation
+from deploy.precision import decide_precisions
 from talent.errors import UserError
 from tests.deploy import toy
 
@@ -85,6 +86,18 @@ def test_int8_excludes_by_name_and_takes_entropy(plain) -> None:
     kept = layer(plain, "blocks.0.fc1.bias", "MatMul").name
     model = to_int8(plain, calibration=CALIBRATION, exclude=[kept], method="entropy")
     assert quantized_nodes(model) == set(quantizable(plain)) - {kept}
+
+
+def test_a_quantized_layer_kept_in_fp32_keeps_its_quantizers_there_too(plain) -> None:
+    """In FP16 they would clip at 65504 what the layer was kept in FP32 for."""
+    kept, other = (layer(plain, f"blocks.0.{name}.bias", "MatMul").name for name in ("fc1", "fc2"))
+    model = to_int8(plain, calibration=CALIBRATION, precisions=decide_precisions(plain, fp32_nodes=[kept]))
+    assert {kept, other} <= quantized_nodes(model)
+    tensors = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output}
+    scales = {node.name: {tensors[producer[name].input[1]] for name in node.input}
+              for node in model.graph.node if node.name in (kept, other)}
+    assert scales == {kept: {TensorProto.FLOAT}, other: {TensorProto.FLOAT16}}
 
 
 def test_a_name_that_begins_like_an_attention_product_is_quantized_all_the_same(plain) -> None:

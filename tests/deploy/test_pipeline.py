@@ -1,0 +1,159 @@
+"""What talent-export records, repeats, takes as wishes and refuses, on the smallest network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from deploy import Segmenter
+from deploy.bundle import REPORT, TEXT, TOKENIZER, VISION, Bundle
+from deploy.export import main
+from deploy.onnx_run import run
+from deploy.pipeline import ExportOptions, requested, save_graph
+from talent.checkpoint import Checkpoint, save_checkpoint
+from talent.tokenizer import build_clip_tokenizer
+from tests.networks import SMALL, loud, network
+
+FEW = ["--no-engine", "--data", "shapes", "--calibration", "2", "--parity", "2"]
+SIZE = 238  # not the checkpoint's 70; odd in patches
+
+
+def saved(path: Path, *, change=None) -> Path:
+    model = network(SMALL)
+    if change:
+        change(model)
+    tokenizer = build_clip_tokenizer(context_length=SMALL.context_length, vocab_size=SMALL.vocab_size)
+    save_checkpoint(Checkpoint(model, SMALL, tokenizer), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture(scope="module")
+def resized(checkpoint, tmp_path_factory) -> tuple[Path, str]:
+    """An FP16 bundle for another image size that was let through a gate which nothing passes, and what was printed."""
+    path = tmp_path_factory.mktemp("bundles") / "resized"
+    done = subprocess.run(command(checkpoint, path, "--image-size", str(SIZE), "--max-miou-drop", "-1", "--allow-drop"),
+                          capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    return path, done.stdout
+
+
+def command(checkpoint: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "deploy.export", str(checkpoint), *FEW, *more, "-o", str(output)]
+
+
+def test_the_image_size_is_chosen_at_export(resized):
+    bundle = Bundle.load(resized[0], verify=True)
+    assert bundle.image_size == SIZE
+    with Segmenter(bundle, backend="onnxruntime") as segmenter:
+        photo = np.random.default_rng(0).integers(0, 255, (120, 200, 3), np.uint8)
+        tensor, _ = segmenter.preprocess(photo)
+        side = 4 * SIZE // 14
+        assert segmenter.infer(tensor, segmenter.encode("the red circle")).shape == (1, 1, side, side)
+        assert segmenter("the red circle", photo).mask.shape == (120, 200)
+
+
+def test_a_size_that_does_not_fit_is_refused(checkpoint, tmp_path, capsys):
+    assert main([str(checkpoint), *FEW, "--image-size", "230", "-o", str(tmp_path / "bundle")]) == 2
+    assert "in steps of 14" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_two_exports_give_the_same_bytes(checkpoint, tmp_path, precision):
+    for number in ("1", "2"):  # hashes, and so the order of sets, differ
+        subprocess.run(command(checkpoint, tmp_path / number, f"--{precision}", "--allow-drop"), check=True,
+                       capture_output=True, env={**os.environ, "PYTHONHASHSEED": number})
+    for name in (TEXT, VISION, TOKENIZER, REPORT):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+def test_what_was_measured_is_printed_and_recorded(resized):
+    directory, printed = resized
+    assert "operations" in printed and "GFLOP" in printed and "folded: BatchNorm" in printed
+    assert "vision.onnx: " in printed and "LayerNormalization" in printed and "FP32 because of" in printed
+    report = json.loads((directory / REPORT).read_text())
+    assert report["folds"]["BatchNorm"] == 11 and report["folds"]["LoRA"] == 0
+    before, after = (report["cost"][when]["vision"] for when in ("before", "after"))
+    assert after["operations"] < before["operations"] and after["flop"] < before["flop"]
+    vision = onnx.load(directory / VISION)
+    nodes = {node["name"]: node for node in report["precisions"]["vision"]["nodes"]}
+    kept = {node.name for node in vision.graph.node if node.op_type in ("LayerNormalization", "Softmax")}
+    assert kept and all(nodes[name]["precision"] == "fp32" for name in kept)
+    assert any(name.startswith("vision.blocks.1.inner/MatMul") for name in nodes), "nodes are named after modules"
+    parity = Bundle.load(directory).parity
+    assert parity["allowed_drop"] is True and parity["bound"] == -1 and parity["samples"] == 2
+    assert {"nta_rate", "nta_rate_reference", "mask_agreement_min", "oiou"} <= parity.keys()
+    assert "--allow-drop let it through" in printed
+
+
+def test_the_gate_names_the_layers_that_lost_most(checkpoint, tmp_path, capsys):
+    assert main([str(checkpoint), *FEW, "--max-miou-drop", "-1", "-o", str(tmp_path / "bundle")]) == 2
+    error = capsys.readouterr().err
+    assert "expected at most -1" in error and "own error" in error and "/MatMul" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory) -> Path:
+    """A network whose residual stream passes 65504, which changes nothing in FP32."""
+    return saved(tmp_path_factory.mktemp("checkpoint") / "loud", change=loud)
+
+
+def test_a_residual_stream_beyond_fp16_comes_out_right(overflowing, tmp_path, capsys):
+    assert main([str(overflowing), *FEW, "-o", str(tmp_path / "bundle")]) == 0
+    assert "by range" in capsys.readouterr().out
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.parity["logits_max_relative"] < 2e-3 and bundle.parity["mask_agreement"] > 0.99
+
+
+def test_an_overflow_that_was_asked_for_is_refused(overflowing, tmp_path, capsys):
+    assert main([str(overflowing), *FEW, "--fp16-nodes", "*", "-o", str(tmp_path / "bundle")]) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error and "vision.blocks.0" in error
+    assert not list(tmp_path.iterdir())
+
+
+def graph(*names: str) -> onnx.ModelProto:
+    nodes = [helper.make_node("Relu", ["x"], [name], name=name) for name in names]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    return helper.make_model(helper.make_graph(nodes, "graph", [x], []))
+
+
+def test_wishes_go_to_the_graphs_that_have_the_nodes():
+    graphs = {"text": graph("text.blocks.0/MatMul", "proj/Add"), "vision": graph("vision.blocks.0/MatMul", "proj/Add")}
+    options = ExportOptions("fp16", fp32_ops=(), fp32_nodes=("text.*", "proj/Add"), fp16_nodes=("*/MatMul", "nowhere"))
+    assert requested(options, graphs) == {
+        "text": {"fp32_ops": (), "fp32_nodes": ["text.*", "proj/Add"], "fp16_nodes": ["*/MatMul"]},
+        "vision": {"fp32_ops": (), "fp32_nodes": ["proj/Add"], "fp16_nodes": ["*/MatMul", "nowhere"]}}
+
+
+def test_a_wish_for_no_node_is_refused_with_the_nearest(checkpoint, tmp_path, capsys):
+    wish = ["--fp32-nodes", "vision.blocks.1.iner/MatMul"]
+    assert main([str(checkpoint), *FEW, *wish, "-o", str(tmp_path / "bundle")]) == 2
+    assert "did you mean 'vision.blocks.1.inner/MatMul'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_weights_lie_beside_the_file(resized, tmp_path, monkeypatch):
+    model = onnx.load(resized[0] / TEXT)
+    feeds = {"tokens": np.array([[4094, 5, 4095, *[0] * (SMALL.context_length - 3)]])}
+    for limit, files in ((1_000_000_000, [TEXT]), (1_000, [TEXT, f"{TEXT}.data"])):
+        directory = tmp_path / str(limit)
+        directory.mkdir()
+        monkeypatch.setattr("deploy.pipeline.EXTERNAL_DATA_BYTES", limit)
+        save_graph(onnx.load(resized[0] / TEXT), directory / TEXT)
+        assert sorted(path.name for path in directory.iterdir()) == files
+        for name, value in run(onnx.load(directory / TEXT), feeds=feeds).items():
+            assert np.array_equal(value, run(model, feeds=feeds)[name])
