@@ -27,6 +27,7 @@ from demo.report import ANSWERS, Scene, score, write_page  # noqa: E402
 from deploy import Bundle, Segmenter, export  # noqa: E402
 from deploy.bundle import GRAPHS  # noqa: E402
 from deploy.evaluate import bundle_predictor  # noqa: E402
+from deploy.pipeline import MERGE_TOLERANCE, PACKAGES  # noqa: E402
 from talent import provenance, train  # noqa: E402
 from talent.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
 from talent.data.registry import open_dataset  # noqa: E402
@@ -104,8 +105,8 @@ def checks(report: Mapping[str, Any], bundles: Mapping[str, Bundle]) -> list[dic
     miou, merge = report["miou"], report["merge_max_abs"]
     gain = miou["after"] - miou["before"]
     found = [("mIoU gained by LoRA tuning", f"{gain:+.4f}", f"at least {MIOU_GAIN:+.2f}", gain >= MIOU_GAIN),
-             ("largest change of a logit by merging LoRA", f"{merge:.1e}", f"at most {export.MERGE_TOLERANCE:.0e}",
-              merge <= export.MERGE_TOLERANCE)]
+             ("largest change of a logit by merging LoRA", f"{merge:.1e}", f"at most {MERGE_TOLERANCE:.0e}",
+              merge <= MERGE_TOLERANCE)]
     for precision, bound in (("fp16", FP16_LOSS), ("int8", INT8_LOSS)):
         lost = miou["after"] - miou[precision]
         found.append((f"mIoU lost by {precision.upper()}", f"{lost:+.4f}", f"at most {bound}", lost <= bound))
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for bundle in bundles.values() for engine in bundle.engines],
         "latency": [{name: record[name] for name in latency_fields} for record in timing["latency"]],
         "trainable_parameters": trainable, "total_parameters": total,
-        "seconds": step.seconds, "commit": provenance.commit(), "versions": provenance.versions(*export.PACKAGES),
+        "seconds": step.seconds, "commit": provenance.commit(), "versions": provenance.versions(*PACKAGES),
         "device": timing["device"]}
     report["checks"] = checks(report, bundles)
     write_json(REPORT, report)

@@ -161,6 +161,11 @@ class Bundle:
         bundle._write()
         return cls.load(directory)
 
+    def with_parity(self, parity: Mapping[str, Any]) -> Bundle:
+        """Record how far its answers are from the network's, rewrite bundle.json, return the new bundle."""
+        dataclasses.replace(self, parity=dict(parity))._write()
+        return Bundle.load(self.directory)
+
     def with_engines(self, records: Iterable[EngineRecord]) -> Bundle:
         """Add engines (one with the path of an old one takes its place), rewrite bundle.json, return the new bundle.
 

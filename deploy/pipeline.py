@@ -153,16 +153,15 @@ def _export(source: Path, directory: Path, options: ExportOptions) -> Exported:
     checkpoint.tokenizer.save(directory / TOKENIZER)
     precisions = {name: graph.precisions for name, graph in graphs.items() if graph.precisions is not None}
     save_report(shrinking, precisions, directory / REPORT)
-    described = dict(
-        preset=checkpoint.config.preset, precision=options.precision, image_size=size,
+    bundle = Bundle.write_manifest(
+        directory, preset=checkpoint.config.preset, precision=options.precision, image_size=size,
         context_length=checkpoint.config.context_length, threshold=checkpoint.config.threshold,
         source={"checkpoint": source.name, "sha256": provenance.sha256(source / WEIGHTS),
                 "lora_layers_merged": shrinking.merged, "merge_max_abs": shrinking.merge_max_abs,
                 "calibration_samples": len(tokens)},
         versions=provenance.versions(*PACKAGES))
-    bundle = Bundle.write_manifest(directory, **described)
-    parity = check_parity(bundle, checkpoint, graphs, model, options)
-    return Exported(Bundle.write_manifest(directory, **described, parity=parity), shrinking, precisions)
+    bundle = bundle.with_parity(check_parity(bundle, checkpoint, graphs, model, options))
+    return Exported(bundle, shrinking, precisions)
 
 
 def sample_tensors(samples: Sequence[Sample], checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:

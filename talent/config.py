@@ -10,6 +10,13 @@ from talent.image import THRESHOLD
 CLIP_VOCABULARY = 49408
 
 
+def plain(value):
+    """The same value with lists in the place of tuples, at every depth."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the shape of a network.
@@ -59,7 +66,8 @@ class ModelConfig:
         return self.image_size // 14
 
     def to_dict(self) -> dict:
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain values, as YAML and JSON have them."""
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict) -> ModelConfig:

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from talent.config import preset
+from talent.config import plain, preset
 from talent.data.registry import check_name
 from talent.errors import UserError, suggest
+from talent.evaluate import PRECISIONS
 from talent.losses import LossWeights
 from talent.model.lora import TUNINGS, LoraSettings
 from talent.require import require
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 LARGEST_SEED = 2**32 - 1  # that NumPy takes
 SCHEDULES = ("cosine", "step", "constant")
 # In a run that goes on; anything else would make another run of it. Of batch_size and accumulate only the product with
@@ -146,13 +146,6 @@ class TrainSettings:
         own = _flat(self.to_dict())
         return [f"{name}: expected {value!r}, received {own[name]!r}" for name, value in _flat(other).items()
                 if name in own and name not in MAY_CHANGE and own[name] != value]
-
-
-def plain(value):
-    """The same value with lists in the place of tuples."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _flat(values: dict) -> dict:

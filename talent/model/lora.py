@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import nn
 
+from talent.config import plain
 from talent.errors import UserError, refuse_unknown, suggest
 from talent.model.talent import TalentModel
 from talent.require import require
@@ -52,7 +53,7 @@ class LoraSettings:
 
     def to_dict(self) -> dict:
         """Plain values, as YAML and JSON have them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict) -> LoraSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,26 +19,20 @@ from deploy.bundle import REPORT, TEXT, TOKENIZER, VISION, Bundle
 from deploy.export import main
 from deploy.onnx_run import run
 from deploy.pipeline import ExportOptions, requested, save_graph
-from talent.checkpoint import Checkpoint, save_checkpoint
-from talent.tokenizer import build_clip_tokenizer
-from tests.networks import SMALL, loud, network
+from talent.checkpoint import load_checkpoint, save_checkpoint
+from tests.networks import SMALL, loud, save_network
 
 FEW = ["--no-engine", "--data", "shapes", "--calibration", "2", "--parity", "2"]
 SIZE = 238  # not the checkpoint's 70; odd in patches
 
 
-def saved(path: Path, *, change=None) -> Path:
-    model = network(SMALL)
-    if change:
-        change(model)
-    tokenizer = build_clip_tokenizer(context_length=SMALL.context_length, vocab_size=SMALL.vocab_size)
-    save_checkpoint(Checkpoint(model, SMALL, tokenizer), path)
-    return path
+DENSE = dataclasses.replace(SMALL, vision_adapter="dense", text_adapter="dense", text_adapter_blocks=(0,),
+                            text_adapter_width=32)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("checkpoint") / "small")
+    return save_network(tmp_path_factory.mktemp("checkpoint") / "small", DENSE)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +59,25 @@ def test_the_image_size_is_chosen_at_export(resized):
         assert segmenter("the red circle", photo).mask.shape == (120, 200)
 
 
+def test_sixteen_expressions_about_one_picture_or_sixteen(resized):
+    rng = np.random.default_rng(0)
+    pictures = rng.standard_normal((16, 3, SIZE, SIZE), dtype=np.float32)
+    sentences = [f"the {colour} {shape}" for colour in ("red", "blue", "big", "left") for shape in
+                 ("circle", "star", "square", "thing")]
+    with Segmenter(resized[0], backend="onnxruntime") as segmenter:
+        prompts = segmenter.backend.text(segmenter.tokenizer(sentences))
+        about_one = segmenter.backend.vision(pictures[:1], prompts)
+        about_each = segmenter.backend.vision(pictures, prompts)
+        for number in (0, 7, 15):
+            prompt = segmenter.encode(sentences[number])
+            for received, picture in ((about_one, 0), (about_each, number)):
+                alone = segmenter.infer(pictures[picture:picture + 1], prompt)
+                # FP16 rounds to 11 bits, and products of another size add up in another order
+                assert np.abs(received[number] - alone[0]).max() < 2e-3 * np.abs(alone).max()
+    assert about_one.shape == about_each.shape == (16, 1, 4 * SIZE // 14, 4 * SIZE // 14)
+    assert np.abs(about_one[0] - about_one[1]).max() > 0.01, "the words do not matter"
+
+
 def test_a_size_that_does_not_fit_is_refused(checkpoint, tmp_path, capsys):
     assert main([str(checkpoint), *FEW, "--image-size", "230", "-o", str(tmp_path / "bundle")]) == 2
     assert "in steps of 14" in capsys.readouterr().err
@@ -84,7 +98,7 @@ def test_what_was_measured_is_printed_and_recorded(resized):
     assert "operations" in printed and "GFLOP" in printed and "folded: BatchNorm" in printed
     assert "vision.onnx: " in printed and "LayerNormalization" in printed and "FP32 because of" in printed
     report = json.loads((directory / REPORT).read_text())
-    assert report["folds"]["BatchNorm"] == 11 and report["folds"]["LoRA"] == 0
+    assert report["folds"]["BatchNorm"] == 11 + 2 * 5 and report["folds"]["LoRA"] == 0
     before, after = (report["cost"][when]["vision"] for when in ("before", "after"))
     assert after["operations"] < before["operations"] and after["flop"] < before["flop"]
     vision = onnx.load(directory / VISION)
@@ -108,7 +122,11 @@ def test_the_gate_names_the_layers_that_lost_most(checkpoint, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory) -> Path:
     """A network whose residual stream passes 65504, which changes nothing in FP32."""
-    return saved(tmp_path_factory.mktemp("checkpoint") / "loud", change=loud)
+    path = save_network(tmp_path_factory.mktemp("checkpoint") / "loud", SMALL)
+    checkpoint = load_checkpoint(path)
+    loud(checkpoint.model)
+    save_checkpoint(checkpoint, path)
+    return path
 
 
 def test_a_residual_stream_beyond_fp16_comes_out_right(overflowing, tmp_path, capsys):
