@@ -131,7 +131,7 @@ class Contenders:
         self._stack = contextlib.ExitStack()
         try:
             segmenters = self._open_bundles(bundles, threads)
-            self._open_checkpoint(checkpoint, postprocessor=next(iter(segmenters.values())))
+            self._open_checkpoint(checkpoint, segmenters)
         except BaseException:
             self._stack.close()
             raise
@@ -158,15 +158,21 @@ class Contenders:
             raise UserError(f"no bundle runs here: {self.not_run[0].reason}")
         return segmenters
 
-    def _open_checkpoint(self, path: Path | None, *, postprocessor: Segmenter) -> None:
+    def _open_checkpoint(self, path: Path | None, segmenters: dict[Row, Segmenter]) -> None:
         if path is None:
             self.not_run += [NotRun(backend, "fp32", "", "pass --checkpoint") for backend in (EAGER, MERGED)]
             return
         from talent.checkpoint import load_checkpoint  # torch, which the bundles do not need
+        from talent.image_size import resized
         from talent.model.lora import merge_lora
 
+        sizes = sorted({segmenter.bundle.image_size for segmenter in segmenters.values()})
+        if len(sizes) > 1:
+            raise UserError(f"expected bundles of one image size beside --checkpoint, received {sizes} pixels; measure "
+                            "one size at a time")
         torch = require("torch", extra="train")
-        checkpoint = load_checkpoint(path)
+        checkpoint = resized(load_checkpoint(path), sizes[0])
+        postprocessor = next(iter(segmenters.values()))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         models = {EAGER: checkpoint.model}
         if checkpoint.lora:

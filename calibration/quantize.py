@@ -132,10 +132,6 @@ def _store_weights_as_int8(model: onnx.ModelProto) -> None:
     alive = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(alive)
-    constants = {tensor.name for tensor in alive}
-    shapes = [value for value in graph.value_info if value.name not in constants]
-    del graph.value_info[:]
-    graph.value_info.extend(shapes)
 
 
 def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """A bundle: the directory that export writes and every runtime reads.
 
-    text.onnx  vision.onnx  [*.onnx.data]  tokenizer.json  bundle.json  engines/<runtime>-<version>-<arch>/*.plan
+    text.onnx  vision.onnx  [*.onnx.data]  tokenizer.json  bundle.json  [export.json]
+    engines/<runtime>-<version>-<arch>/*.plan
 
 `text` turns token ids into prompt tensors; `vision` turns a picture and those tensors into logits. bundle.json says how
 to feed them, where they came from, what was measured, and the size and SHA-256 of every file (deploy/manifest.py).

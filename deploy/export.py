@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from talent.data.registry import HELP
 from talent.errors import UserError, command
 from talent.image_size import SIZES
 
+WIDTH = 100
 EXAMPLE = """\
 examples:
   talent-export weights/tiny --int8 -o bundle/
@@ -26,7 +28,7 @@ examples:
   talent-export runs/mine/best --image-size 336 --data data.jsonl -o bundle/
   talent-export runs/mine/best --fp32-nodes 'vision.blocks.11.*' -o bundle/
 
-Two exports of one checkpoint with the same settings on the same machine give the same bytes.
+Two exports of one checkpoint with the same settings on the same machine give the same ONNX files, byte for byte.
 """
 
 
@@ -51,13 +53,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--parity", type=int, default=PARITY, metavar="N",
                         help="expressions that are compared (default %(default)s)")
     result.add_argument("--max-miou-drop", type=float, help=f"mIoU that may be lost (default {MAX_MIOU_DROP})")
-    result.add_argument("--allow-drop", action="store_true", help="write the bundle whatever is lost, and record that")
+    result.add_argument("--allow-drop", action="store_true",
+                        help="write the bundle however much mIoU is lost, and record that (not one with infinities)")
     result.add_argument("--fp32-ops", nargs="*", default=list(FP32_OPS), metavar="OPERATOR",
-                        help=f"operators that stay in FP32 whatever is measured (default {' '.join(FP32_OPS)})")
+                        help="operators that stay in FP32 whatever is measured; none after the flag for none (default "
+                             f"{' '.join(FP32_OPS)})")
     result.add_argument("--fp32-nodes", nargs="+", default=[], metavar="NODE",
-                        help=f"nodes that stay in FP32, by name or pattern (a bundle's {REPORT} has their names)")
+                        help=f"nodes that stay in FP32, by name or pattern (their names: {REPORT} in a bundle); with "
+                             "--int8 they are not quantized")
     result.add_argument("--fp16-nodes", nargs="+", default=[], metavar="NODE",
-                        help="nodes that go to FP16 whatever is measured")
+                        help="nodes that go to FP16 whatever is measured; with --int8 they are not quantized")
     result.add_argument("--no-engine", action="store_true", help="stop at ONNX")
     result.add_argument("--batch", type=int, default=4, help="largest batch of the engines (default 4)")
     return result
@@ -78,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fp32_nodes=tuple(arguments.fp32_nodes), fp16_nodes=tuple(arguments.fp16_nodes),
         engines=not arguments.no_engine, batch=arguments.batch)
     check_bound(options.bound)
+    if options.precision == "fp32" and (options.fp32_nodes or options.fp16_nodes or options.fp32_ops != FP32_OPS):
+        raise UserError("--fp32-ops, --fp32-nodes and --fp16-nodes choose what stays more precise in --fp16 and "
+                        "--int8; with --fp32 everything does: leave them out")
     if options.engines:
         try:
             choose_runtime()
@@ -117,7 +125,8 @@ def print_shrinking(shrinking: Shrinking) -> None:
     """What was merged and folded, and what that saved."""
     if shrinking.merged:
         print(f"LoRA: {shrinking.merged} layers merged, logits changed by {shrinking.merge_max_abs:.1e} at most")
-    print("folded: " + ", ".join(f"{name} {places}" for name, places in shrinking.folds.items()))
+    folds = ", ".join(f"{name} {places}".replace(" ", "\0") for name, places in shrinking.folds.items())
+    print(textwrap.fill(f"folded: {folds}", WIDTH, subsequent_indent=" " * 8).replace("\0", " "))
     print(format_costs(shrinking.before, shrinking.after))
 
 

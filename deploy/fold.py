@@ -165,4 +165,6 @@ FOLDS = {
 
 def fold(model: TalentModel) -> dict[str, int]:
     """All folds, in place. Returns the number of places by fold."""
+    if any(".lora_" in name for name, _ in model.named_parameters()):
+        raise RuntimeError("merge LoRA first (talent.model.lora.merge_lora): folding would lose its factors")
     return {name: folding(model) for name, folding in FOLDS.items()}

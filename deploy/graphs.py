@@ -80,7 +80,7 @@ def export_text(model: TalentModel, tokens: Tensor) -> onnx.ModelProto:
 def export_vision(model: TalentModel, image: Tensor, prompt: dict[str, Tensor]) -> onnx.ModelProto:
     """The vision graph with a dynamic batch of pictures and of expressions.
 
-    image [B, 3, S, S] and prompt [C, ...] are examples of at least two each, B unlike C. RCA is written out in standard
+    image [P, 3, S, S] and prompt [B, ...] are examples of at least two each, P unlike B. RCA is written out in standard
     operators: `fuse_rca` gathers them again as the last pass over the file.
     """
     pictures, expressions = (torch.export.Dim(name, min=1, max=MAX_BATCH) for name in (PICTURES, EXPRESSIONS))

@@ -42,9 +42,10 @@ class Parity:
     logits_max_abs: largest difference of a logit. logits_max_relative: the largest of an expression's largest
     difference over its largest reference logit. logits_rms_relative: root mean square of all differences over that of
     all reference logits. mask_agreement, mask_agreement_min: mean and smallest IoU of the two masks; worst: (number of
-    the sample, number of its sentence) where it is smallest. miou, oiou, nta_ratio, nta_rate: of the bundle against the
-    ground truth, as fractions, and the same with _reference of the PyTorch FP32 network; those of NTA are None where no
-    picture had other instances (talent.metrics says what they mean).
+    the sample, number of its sentence) where it is smallest, with the picture's name and the sentence. miou, oiou,
+    nta_ratio, nta_rate: of the bundle against the ground truth, as fractions, and the same with _reference of the
+    PyTorch FP32 network; those of NTA are None where no picture had other instances (talent.metrics says what they
+    mean).
     """
 
     samples: int
@@ -56,6 +57,8 @@ class Parity:
     mask_agreement: float
     mask_agreement_min: float
     worst: tuple[int, int]
+    worst_picture: str
+    worst_expression: str
     miou_reference: float
     miou: float
     oiou_reference: float
@@ -112,15 +115,16 @@ def measure_parity(segmenter: Segmenter, reference: Predict, samples: Samples, *
         agreement.append(iou(answer.mask, truth.mask))
         for metrics, result in ((ours, answer), (theirs, truth)):
             metrics.add_score(score(result.probability, segmenter.threshold, question.sample.mask,
-                                    question.sample.others, index=question.index))
+                                    question.sample.others, index=question.index, name=question.sample.name,
+                                    expression=question.expression))
     mine, wanted = ours.result(), theirs.result()
-    indices = [one.index for one in ours.scores]
+    worst = ours.scores[int(np.argmin(agreement))]
     return Parity(
-        samples=len(ours), pictures=len({picture for picture, _ in indices}), backend=segmenter.backend.name,
+        samples=len(ours), pictures=len({one.index[0] for one in ours.scores}), backend=segmenter.backend.name,
         logits_max_abs=max_abs, logits_max_relative=max_relative,
         logits_rms_relative=math.sqrt(_ratio(difference_sum, reference_sum)),
         mask_agreement=float(np.mean(agreement)), mask_agreement_min=min(agreement),
-        worst=indices[int(np.argmin(agreement))],
+        worst=worst.index, worst_picture=worst.name, worst_expression=worst.expression,
         miou_reference=wanted["mIoU"], miou=mine["mIoU"], oiou_reference=wanted["oIoU"], oiou=mine["oIoU"],
         nta_ratio_reference=wanted.get("NTA ratio"), nta_ratio=mine.get("NTA ratio"),
         nta_rate_reference=wanted.get("NTA rate"), nta_rate=mine.get("NTA rate"))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from deploy.bundle import REPORT
 from deploy.fuse_rca import find_rca
 from deploy.half_precision import ERROR_SAMPLES, NodeMeasurement, measure
 from deploy.modelopt import modelopt, named, patterns, quiet, scratch
@@ -84,17 +85,27 @@ class NodePrecision:
 class Precisions:
     """A decision for every node that reads or writes float32, in graph order, by the names that `named` gives.
 
-    samples, error_samples: how many samples set the ranges and the errors.
+    samples, error_samples: how many samples set the ranges and the errors. int8: nodes that compute in INT8 instead.
     """
 
     nodes: tuple[NodePrecision, ...]
     samples: int
     error_samples: int
+    int8: frozenset[str] = frozenset()
 
     @property
     def fp32(self) -> set[str]:
         """Names of the nodes that stay in FP32."""
         return {node.name for node in self.nodes if node.fp32}
+
+    @property
+    def requested(self) -> set[str]:
+        """Names of the nodes whose precision was asked for."""
+        return {node.name for node in self.nodes if node.reason == REQUEST}
+
+    def of(self, node: NodePrecision) -> str:
+        """"fp32", "fp16" or "int8"."""
+        return "int8" if node.name in self.int8 else "fp32" if node.fp32 else "fp16"
 
     def to_dict(self) -> dict:
         """Plain data for a JSON file; an infinite number is the string "inf", one that was not measured null."""
@@ -102,7 +113,7 @@ class Precisions:
             "samples": self.samples, "error_samples": self.error_samples,
             "limits": {"peak": MAX_PEAK, "error": MAX_NODE_ERROR},
             "nodes": [{"name": node.name, "op_type": node.measured.op_type,
-                       "precision": "fp32" if node.fp32 else "fp16", "reason": node.reason,
+                       "precision": self.of(node), "reason": node.reason,
                        "peak": _json_number(node.measured.peak), "error": _json_number(node.measured.error)}
                       for node in self.nodes]}
 
@@ -161,11 +172,16 @@ def _names(model: onnx.ModelProto) -> dict[str, str]:
     return {node.output[0]: node.name for node in named(nodes).graph.node}
 
 
+def fitting(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names that a name or pattern stands for."""
+    return [pattern] if pattern in names else fnmatch.filter(names, pattern)
+
+
 def _select(wanted: Iterable[str], names: Iterable[str], *, argument: str) -> set[str]:
     """The names that are in `wanted` or fit a pattern of it."""
     names, chosen = sorted(names), set()
     for pattern in wanted:
-        found = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        found = fitting(pattern, names)
         if not found:
             nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
             raise UserError(f"{argument}: the graph of {len(names)} nodes has none that {pattern!r} fits"
@@ -206,9 +222,9 @@ def _put_in_order(model: onnx.ModelProto) -> None:
     so that its order differs from run to run. Without the types of its inner tensors, which every reader infers."""
     graph = model.graph
     nodes = list(graph.node)
-    maker = {name: number for number, node in enumerate(nodes) for name in node.output}
+    maker = {name: number for number, node in enumerate(nodes) for name in node.output if name}
     order: dict[int, None] = {}
-    waiting = [maker[output.name] for output in reversed(graph.output)]
+    waiting = [maker[output.name] for output in reversed(graph.output) if output.name in maker]
     while waiting:
         needed = [maker[name] for name in nodes[waiting[-1]].input if name in maker and maker[name] not in order]
         if needed:
@@ -237,11 +253,14 @@ def _quantizers(model: onnx.ModelProto, keep: set[str]) -> set[str]:
 def format_precisions(precisions: Precisions, *, title: str) -> str:
     """A table for people: a row per operator type, then the nodes in FP32 by measurement or in either by request."""
     nodes = precisions.nodes
-    kept = len(precisions.fp32)
+    kept, quantized = len(precisions.fp32 - precisions.int8), len(precisions.int8)
     basis = (f"ranges from {precisions.samples} samples, errors from {precisions.error_samples}" if precisions.samples
              else "not measured: no calibration samples")
-    lines = [f"{title}: {len(nodes) - kept} nodes in FP16, {kept} in FP32 ({basis})",
-             f"  {'operator':22}{'nodes':>6}{'FP32':>6}{'largest':>10}{'error':>9}  FP32 because of"]
+    counts = [f"{quantized} nodes in INT8"] if quantized else []
+    counts += [f"{len(nodes) - kept - quantized} nodes in FP16", f"{kept} in FP32"]
+    lines = [f"{title}: {', '.join(counts)} ({basis})",
+             f"  {'operator':22}{'nodes':>6}" + (f"{'INT8':>6}" if quantized else "")
+             + f"{'FP32':>6}{'largest':>10}{'error':>9}  FP32 because of"]
     groups: dict[str, list[NodePrecision]] = defaultdict(list)
     for node in nodes:
         groups[node.measured.op_type].append(node)
@@ -249,7 +268,8 @@ def format_precisions(precisions: Precisions, *, title: str) -> str:
         errors = [node.measured.error for node in group if node.measured.error is not None]
         reasons = Counter(node.reason for node in group if node.fp32)
         why = ", ".join(reason if len(reasons) == 1 else f"{reason} {n}" for reason, n in reasons.most_common())
-        lines.append(f"  {op_type:22}{len(group):>6}{sum(reasons.values()):>6}"
+        in_int8 = f"{sum(node.name in precisions.int8 for node in group):>6}" if quantized else ""
+        lines.append(f"  {op_type:22}{len(group):>6}{in_int8}{sum(reasons.values()):>6}"
                      + _columns(max(node.measured.peak for node in group), max(errors, default=None), why))
     listed = [node for node in nodes if node.reason not in ("", OPERATOR)]
     if listed:
@@ -259,7 +279,7 @@ def format_precisions(precisions: Precisions, *, title: str) -> str:
         lines.append(f"  {node.name:{width}}" + _columns(node.measured.peak, node.measured.error,
                                                     f"{'FP32' if node.fp32 else 'FP16'} by {node.reason}"))
     if len(listed) > LISTED_NODES:
-        lines.append(f"  ... and {len(listed) - LISTED_NODES} more, all in export.json")
+        lines.append(f"  ... and {len(listed) - LISTED_NODES} more, all in {REPORT}")
     return "\n".join(lines)
 
 

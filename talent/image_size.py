@@ -22,7 +22,7 @@ def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         return checkpoint
     if image_size not in SIZES:
         nearest = min(SIZES, key=lambda size: abs(size - image_size))
-        raise UserError(f"image size: expected {SIZES[0]} to {SIZES[-1]} pixels in steps of {SIZES.step}, or the "
+        raise UserError(f"--image-size: expected {SIZES[0]} to {SIZES[-1]} pixels in steps of {SIZES.step}, or the "
                         f"checkpoint's own {checkpoint.config.image_size}, received {image_size}; {nearest} is nearest")
     config = dataclasses.replace(checkpoint.config, image_size=image_size)
     model = network_of(config, checkpoint.lora, checkpoint.model.state_dict())

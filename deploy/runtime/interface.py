@@ -23,7 +23,8 @@ class Backend(Protocol):
         """int64 [B, L] -> the prompt tensors, arrays that the caller may keep."""
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w] that the caller may keep."""
+        """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w] that the
+        caller may keep."""
 
     def close(self) -> None:
         """Free what the backend holds; closing twice is fine."""

@@ -53,7 +53,7 @@ class OnnxRuntimeBackend:
         return dict(zip(self._prompt_names, self._text.run(self._prompt_names, {TOKENS: tokens}), strict=True))
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w]."""
+        """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
         logits, = self._vision.run([LOGITS], {IMAGE: image, **prompt})
         return logits.astype(np.float32, copy=False)
 

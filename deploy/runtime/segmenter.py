@@ -110,6 +110,8 @@ class Segmenter:
 
         Raises UserError when the logits are not finite: an FP16 overflow must not pass for "nothing found".
         """
+        if logits.shape[:2] != (1, 1):
+            raise ValueError(f"expected the logits of one expression [1, 1, h, w], received {list(logits.shape)}")
         if not np.isfinite(logits).all():
             raise UserError(f"the {self.bundle.precision} network gave logits that are not finite, which FP16 overflow "
                             "does; export the bundle again with talent-export --fp32")

@@ -72,7 +72,7 @@ class TensorRTBackend:
         return {name: np.array(value) for name, value in outputs.items()}
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, 3, S, S] and the prompt tensors -> logits float32 [B, 1, h, w]."""
+        """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
         outputs = self._vision.infer({IMAGE: np.ascontiguousarray(image), **prompt})
         return np.array(outputs[LOGITS], dtype=np.float32)
 

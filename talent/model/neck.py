@@ -67,7 +67,7 @@ class SentenceFusion(nn.Module):
         return F.relu(self.text(sentence)).unsqueeze(1)
 
     def forward(self, visual: Tensor, text: Tensor) -> Tensor:
-        """visual [B, N, C], text [B, 1, C] -> [B, N, C]."""
+        """visual [B or 1, N, C], text [B, 1, C] -> [B, N, C]."""
         if self.training:  # BatchNorm needs the statistics of this batch, so that it cannot be folded
             cost = visual @ text.transpose(1, 2)  # [B, N, 1]
             return F.relu(self.gate(cost)) * visual

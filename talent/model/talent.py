@@ -22,8 +22,8 @@ class Prompt:
     """Everything that depends on the words alone, once per expression.
 
     adapters: T of each image adapter [B, L, A]. neck: three [B, 1, C]. attention: of each decoder layer, what its
-    cross-attention made of the words: keys and values [B, L, C]. kernel [B, M, 9] and kernel_bias [B, 1, 9]: the
-    projector's 1x1 convolution and the dynamic 3x3 convolution in one.
+    cross-attention made of the words: keys and values [B, L, C] (folded: deploy.folded.FoldedCrossAttention).
+    kernel [B, M, 9] and kernel_bias [B, 1, 9]: the projector's 1x1 convolution and the dynamic 3x3 convolution in one.
     """
 
     adapters: tuple[Tensor, ...]

@@ -38,7 +38,7 @@ class AdaptedBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """image [B, 3, S, S] and the adapters' texts -> three maps [B, N, D] (taps).
+    """image [B or 1, 3, S, S] and the adapters' texts -> three maps [B, N, D] (taps, one picture for what no text met).
 
     backbone: a timm VisionTransformer with 4 registers and no class position. adapter: "dense", "rca" or "none".
     """

@@ -53,7 +53,7 @@ def largest_logit_error(bundle, checkpoint) -> float:
 
 
 # FP32 differs by the order of sums; FP16 rounds to 11 bits at some hundred places; INT8 to 8 bits at some tens.
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2), ("int8", 0.3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-3), ("int8", 0.3)])
 def test_a_bundle_answers_as_the_unmerged_network_does(bundles, checkpoint, precision, tolerance):
     assert largest_logit_error(bundles / precision, checkpoint) < tolerance
 

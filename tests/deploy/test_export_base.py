@@ -34,5 +34,6 @@ def test_base_exports_to_fp16_and_its_engines_build(parity, tmp_path):
     # Half precision: two bytes a weight, with 64.1 million parameters in the text graph and 108.6 in the vision graph.
     assert sizes.keys() == {"text", "vision"}
     assert 100e6 < sizes["text"] < 300e6 and 200e6 < sizes["vision"] < 450e6
-    # Random weights amplify rounding (logits reach 33): FP16 must follow the logits to a few hundredths of that.
-    assert bundle.parity["logits_max_abs"] < 2.0
+    # Random weights amplify rounding: logits reach 33, and two runs were seen to differ by 0.2.
+    assert bundle.parity["logits_max_abs"] < 0.6
+    assert bundle.parity["mask_agreement"] > 0.95

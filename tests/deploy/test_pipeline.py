@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
+from calibration.quantize import quantized_nodes
 from deploy import Segmenter
 from deploy.bundle import REPORT, TEXT, TOKENIZER, VISION, Bundle
 from deploy.export import main
+from deploy.onnx_files import PrecisionOptions, requested, save_graph
 from deploy.onnx_run import run
-from deploy.pipeline import ExportOptions, requested, save_graph
 from talent.checkpoint import load_checkpoint, save_checkpoint
+from talent.errors import UserError
 from tests.networks import SMALL, loud, save_network
 
 FEW = ["--no-engine", "--data", "shapes", "--calibration", "2", "--parity", "2"]
@@ -143,15 +144,11 @@ def test_an_overflow_that_was_asked_for_is_refused(overflowing, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def graph(*names: str) -> onnx.ModelProto:
-    nodes = [helper.make_node("Relu", ["x"], [name], name=name) for name in names]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    return helper.make_model(helper.make_graph(nodes, "graph", [x], []))
-
-
 def test_wishes_go_to_the_graphs_that_have_the_nodes():
-    graphs = {"text": graph("text.blocks.0/MatMul", "proj/Add"), "vision": graph("vision.blocks.0/MatMul", "proj/Add")}
-    options = ExportOptions("fp16", fp32_ops=(), fp32_nodes=("text.*", "proj/Add"), fp16_nodes=("*/MatMul", "nowhere"))
+    graphs = {"text": {"text.blocks.0/MatMul": "MatMul", "proj/Add": "Add"},
+              "vision": {"vision.blocks.0/MatMul": "MatMul", "proj/Add": "Add"}}
+    options = PrecisionOptions("fp16", fp32_ops=(), fp32_nodes=("text.*", "proj/Add"),
+                               fp16_nodes=("*/MatMul", "nowhere"))
     assert requested(options, graphs) == {
         "text": {"fp32_ops": (), "fp32_nodes": ["text.*", "proj/Add"], "fp16_nodes": ["*/MatMul"]},
         "vision": {"fp32_ops": (), "fp32_nodes": ["proj/Add"], "fp16_nodes": ["*/MatMul", "nowhere"]}}
@@ -164,13 +161,39 @@ def test_a_wish_for_no_node_is_refused_with_the_nearest(checkpoint, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wish_for_no_operator_is_refused_with_the_nearest():
+    graphs = {"text": {"a": "Add"}, "vision": {"b": "Relu"}}
+    with pytest.raises(UserError, match="did you mean 'Relu'"):
+        requested(PrecisionOptions("fp16", fp32_ops=("ReLU",)), graphs)
+    assert requested(PrecisionOptions("fp16", fp32_ops=("Relu",)), graphs)["vision"]["fp32_ops"] == ("Relu",)
+
+
+def test_wishes_beside_fp32_are_refused(checkpoint, tmp_path, capsys):
+    for wish in (["--fp16-nodes", "*"], ["--fp32-ops"]):
+        assert main([str(checkpoint), *FEW, "--fp32", *wish, "-o", str(tmp_path / "bundle")]) == 2
+        assert "leave them out" in capsys.readouterr().err
+
+
+def test_a_layer_that_was_asked_for_is_not_quantized(checkpoint, tmp_path, capsys):
+    wish = ["--int8", "--allow-drop", "--fp32-nodes", "vision.blocks.0.*", "--fp16-nodes", "vision.blocks.2.mlp.fc1/*"]
+    assert main([str(checkpoint), *FEW, *wish, "-o", str(tmp_path / "bundle")]) == 0
+    assert "nodes in INT8" in capsys.readouterr().out
+    nodes = json.loads((tmp_path / "bundle" / REPORT).read_text())["precisions"]["vision"]["nodes"]
+    found = {(node["name"].rpartition("/")[0], node["precision"]) for node in nodes if node["op_type"] == "MatMul"}
+    assert {("vision.blocks.0.mlp.fc1", "fp32"), ("vision.blocks.2.mlp.fc1", "fp16"),
+            ("vision.blocks.2.mlp.fc2", "int8")} <= found
+    quantized = quantized_nodes(onnx.load(tmp_path / "bundle" / VISION))
+    assert quantized == {node["name"] for node in nodes if node["precision"] == "int8"}
+    assert not any(name.startswith("vision.blocks.0.") for name in quantized)
+
+
 def test_large_weights_lie_beside_the_file(resized, tmp_path, monkeypatch):
     model = onnx.load(resized[0] / TEXT)
     feeds = {"tokens": np.array([[4094, 5, 4095, *[0] * (SMALL.context_length - 3)]])}
     for limit, files in ((1_000_000_000, [TEXT]), (1_000, [TEXT, f"{TEXT}.data"])):
         directory = tmp_path / str(limit)
         directory.mkdir()
-        monkeypatch.setattr("deploy.pipeline.EXTERNAL_DATA_BYTES", limit)
+        monkeypatch.setattr("deploy.onnx_files.EXTERNAL_DATA_BYTES", limit)
         save_graph(onnx.load(resized[0] / TEXT), directory / TEXT)
         assert sorted(path.name for path in directory.iterdir()) == files
         for name, value in run(onnx.load(directory / TEXT), feeds=feeds).items():

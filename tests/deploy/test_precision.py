@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.fuse_rca import find_rca, fuse_rca
 from deploy.onnx_run import deviation, run
-from deploy.precision import Precisions, decide_precisions, format_precisions, to_fp16
+from deploy.precision import Precisions, _put_in_order, decide_precisions, format_precisions, to_fp16
 from talent.errors import UserError
 from tests.deploy import toy
 
@@ -194,6 +195,34 @@ def test_the_table_groups_operators_and_names_what_was_measured() -> None:
         f"  block/scale {decided.nodes[0].measured.peak:10.4g}"
         f"{decided.nodes[0].measured.error:9.1e}  FP16 by request",
         f"  block/offset{offset.peak:10.4g}{offset.error:9.1e}  FP32 by error"]
+
+
+def test_the_table_has_what_was_quantized_since() -> None:
+    model, samples = small(samples=(NOISE,))
+    decided = dataclasses.replace(decide_precisions(model, calibration=samples), int8=frozenset({"block/scale"}))
+    lines = format_precisions(decided, title="vision").splitlines()
+    assert lines[0].startswith("vision: 1 nodes in INT8, 1 nodes in FP16, 2 in FP32 (")
+    assert lines[1].split()[:4] == ["operator", "nodes", "INT8", "FP32"]
+    row, = (line.split() for line in lines if line.startswith("  Mul"))
+    assert row[:4] == ["Mul", "1", "1", "0"]
+    assert [node["precision"] for node in decided.to_dict()["nodes"]] == ["int8", "fp16", "fp32", "fp32"]
+
+
+def test_a_graph_is_put_in_one_order_whatever_order_its_nodes_had() -> None:
+    """With optional names left empty, an output that is an input, and a node that nobody reads."""
+    nodes = [helper.make_node("Clip", ["x", "", "top"], ["clipped"]), helper.make_node("Relu", ["x"], ["unread"]),
+             helper.make_node("Dropout", ["clipped"], ["dropped", ""]), helper.make_node("Neg", ["x"], ["negated"]),
+             helper.make_node("Add", ["dropped", "negated"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3]) for name in "xy")
+    top = helper.make_tensor("top", onnx.TensorProto.FLOAT, [], [1.0])
+    orders = []
+    for numbers in ((0, 1, 2, 3, 4), (3, 0, 2, 4, 1)):
+        graph = helper.make_graph([nodes[number] for number in numbers], "graph", [x], [y, x], [top])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        _put_in_order(model)
+        onnx.checker.check_model(model, full_check=True)
+        orders.append([node.op_type for node in model.graph.node])
+    assert orders == [["Clip", "Dropout", "Neg", "Add"]] * 2
 
 
 def test_the_table_is_short_and_the_file_has_all(plain) -> None:
