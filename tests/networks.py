@@ -67,6 +67,19 @@ def massive(model: TalentModel, *, size: float = 7e4) -> None:
     model.vision.cls_token[..., 5] = -size
 
 
+def checkpoint(config: ModelConfig = TINY, lora: LoraSettings | None = None) -> Checkpoint:
+    """A trained network; LoRA factors lie in it unmerged, far from zero."""
+    model = network(config)
+    if lora:
+        add_lora(model, lora)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name:
+                    parameter.normal_(0, 0.1)
+    tokenizer = build_clip_tokenizer(context_length=config.context_length, vocab_size=config.vocab_size)
+    return Checkpoint(model.eval(), config, tokenizer, lora, {"seed": 3, "data": "shapes"}, {"step": 7, "mIoU": 0.5})
+
+
 def inputs(config: ModelConfig, batch: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """image [B, 3, S, S] and tokens [B, L]: start, 2 to L - 3 words, end, zeros."""
     rng = np.random.default_rng(seed)

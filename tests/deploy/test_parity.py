@@ -22,22 +22,9 @@ from talent.data.sample import Sample
 from talent.data.shapes import ShapesDataset
 from talent.errors import UserError
 from talent.evaluate import evaluate, torch_predictor
+from tests.recorded import Recorded
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "tiny"
-
-
-class Recorded:
-    """A data set that notes which samples were read."""
-
-    def __init__(self, samples) -> None:
-        self.samples, self.read = samples, []
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        self.read.append(index)
-        return self.samples[index]
 
 
 def changed(bundle: Bundle, directory: Path, tensor: str, change) -> Bundle:

@@ -9,25 +9,12 @@ import pytest
 import torch
 import yaml
 
-from talent.checkpoint import CONFIG, TOKENIZER, WEIGHTS, Checkpoint, load_checkpoint, new_checkpoint, save_checkpoint
+from talent.checkpoint import CONFIG, TOKENIZER, WEIGHTS, load_checkpoint, new_checkpoint, save_checkpoint
 from talent.errors import UserError
-from talent.model.lora import LoraSettings, add_lora
-from talent.tokenizer import build_clip_tokenizer
-from tests.networks import CONFIGS, TINY, inputs, network
+from talent.model.lora import LoraSettings
+from tests.networks import CONFIGS, TINY, checkpoint, inputs
 
 LORA = LoraSettings(rank=2, alpha=6.0, dropout=0.25)
-
-
-def checkpoint(config=TINY, *, lora: LoraSettings | None = None) -> Checkpoint:
-    model = network(config)
-    if lora:
-        add_lora(model, lora)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_" in name:
-                    parameter.normal_(0, 0.1)
-    tokenizer = build_clip_tokenizer(context_length=config.context_length, vocab_size=config.vocab_size)
-    return Checkpoint(model, config, tokenizer, lora, {"seed": 3, "data": "shapes"}, {"step": 7, "mIoU": 0.5})
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["plain", "lora"])

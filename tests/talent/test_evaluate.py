@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
@@ -15,23 +13,10 @@ from talent.image import preprocess, probability_on_photo
 from talent.metrics import SegmentationMetrics, score
 from talent.tokenizer import build_clip_tokenizer
 from tests.networks import TINY, inputs, network, relative_error
+from tests.recorded import Recorded
 
 SIZE = 32
 TOKENIZER = build_clip_tokenizer(context_length=8, vocab_size=600)
-
-
-class Recorded:
-    """Samples that remember which of them were read."""
-
-    def __init__(self, samples: Sequence[Sample]):
-        self.samples, self.read = samples, []
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        self.read.append(index)
-        return self.samples[index]
 
 
 def random_samples(count: int, seed: int = 0) -> Recorded:

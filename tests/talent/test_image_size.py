@@ -8,29 +8,15 @@ import pytest
 import torch
 
 from talent.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from talent.config import ModelConfig
 from talent.errors import UserError
 from talent.image_size import SIZES, resized
 from talent.model import TalentModel, build_model
 from talent.model.lora import LoraSettings, add_lora, merge_lora
-from talent.tokenizer import build_clip_tokenizer
-from tests.networks import CONFIGS, TINY, inputs, network
+from tests.networks import CONFIGS, TINY, checkpoint, inputs
 
 LORA = LoraSettings(rank=2, alpha=6.0, dropout=0.25)
 KINDS = [(name, lora) for name in CONFIGS for lora in (None, LORA)]
 IDS = [f"{name}{', LoRA' if lora else ''}" for name, lora in KINDS]
-
-
-def trained(config: ModelConfig, lora: LoraSettings | None = None) -> Checkpoint:
-    model = network(config)
-    if lora:
-        add_lora(model, lora)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_" in name:
-                    parameter.normal_(0, 0.1)
-    tokenizer = build_clip_tokenizer(context_length=config.context_length, vocab_size=config.vocab_size)
-    return Checkpoint(model.eval(), config, tokenizer, lora, {"data": "shapes"}, {"mIoU": 0.5})
 
 
 def logits(checkpoint: Checkpoint, batch: int = 2) -> torch.Tensor:
@@ -40,11 +26,11 @@ def logits(checkpoint: Checkpoint, batch: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("name, lora", KINDS, ids=IDS)
 def test_weights_are_the_same_and_shared(name, lora):
-    ours = trained(CONFIGS[name], lora)
+    ours = checkpoint(CONFIGS[name], lora)
     other = resized(ours, 224)
     assert other.config == dataclasses.replace(ours.config, image_size=224) and not other.model.training
     assert other.tokenizer is ours.tokenizer
-    assert (other.lora, other.training, other.metrics) == (lora, {"data": "shapes"}, {})
+    assert (other.lora, other.training, other.metrics) == (lora, ours.training, {}) and ours.metrics
     received, wanted = other.model.state_dict(), ours.model.state_dict()
     assert list(received) == list(wanted) and any(".lora_" in key for key in received) == bool(lora)
     for key, value in wanted.items():
@@ -61,7 +47,7 @@ def not_saved(model: TalentModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name, lora", KINDS, ids=IDS)
 def test_what_depends_on_the_size_is_as_if_built_for_it(name, lora):
-    ours = trained(CONFIGS[name], lora)
+    ours = checkpoint(CONFIGS[name], lora)
     other = resized(ours, 238)
     received, wanted, old = (not_saved(model) for model in (other.model, build_model(other.config), ours.model))
     assert received.keys() == wanted.keys()
@@ -74,7 +60,7 @@ def test_what_depends_on_the_size_is_as_if_built_for_it(name, lora):
 
 @pytest.mark.parametrize("name, lora", KINDS, ids=IDS)
 def test_outputs_at_another_size(name, lora):
-    ours = trained(CONFIGS[name], lora)
+    ours = checkpoint(CONFIGS[name], lora)
     before = logits(ours)
     other = resized(ours, 224)
     received = logits(other, batch=1)
@@ -91,14 +77,14 @@ def test_outputs_at_another_size(name, lora):
 
 @pytest.mark.parametrize("name, lora", KINDS, ids=IDS)
 def test_there_and_back_changes_no_output(name, lora):
-    ours = trained(dataclasses.replace(CONFIGS[name], image_size=224), lora)
+    ours = checkpoint(dataclasses.replace(CONFIGS[name], image_size=224), lora)
     back = resized(resized(ours, 238), 224)
     assert back.model is not ours.model and back.config == ours.config
     assert torch.equal(logits(back), logits(ours))
 
 
 def test_lora_merges_and_saves_at_the_new_size(tmp_path):
-    other = resized(trained(TINY, LORA), 224)
+    other = resized(checkpoint(TINY, LORA), 224)
     before = logits(other)
     save_checkpoint(other, tmp_path / "other")
     loaded = load_checkpoint(tmp_path / "other")
@@ -108,14 +94,14 @@ def test_lora_merges_and_saves_at_the_new_size(tmp_path):
 
 
 def test_a_training_network_comes_back_in_eval_mode_and_stays_as_it_was():
-    ours = trained(TINY)
+    ours = checkpoint(TINY)
     ours.model.train()
     assert not resized(ours, 224).model.training and ours.model.training
 
 
 @pytest.mark.parametrize("size", [TINY.image_size, 224, 448, 518])
 def test_its_own_size_is_the_checkpoint_itself(size):
-    ours = trained(dataclasses.replace(TINY, image_size=size))
+    ours = checkpoint(dataclasses.replace(TINY, image_size=size))
     assert resized(ours, size) is ours
 
 
@@ -124,11 +110,11 @@ def test_its_own_size_is_the_checkpoint_itself(size):
 def test_sizes_that_are_refused(size, nearest):
     with pytest.raises(UserError, match="224 to 518 pixels in steps of 14, or the checkpoint's own 168, "
                                         f"received {size}; {nearest} is nearest"):
-        resized(trained(TINY), size)
+        resized(checkpoint(TINY), size)
 
 
 def test_every_size_that_is_offered_can_be_built():
-    ours = trained(TINY)
+    ours = checkpoint(TINY)
     assert list(SIZES) == [14 * side for side in range(16, 38)]
     for size in (SIZES[0], SIZES[1], SIZES[-2], SIZES[-1]):
         assert logits(resized(ours, size), batch=1).shape == (1, 1, size // 14 * 4, size // 14 * 4)
