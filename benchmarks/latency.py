@@ -43,6 +43,7 @@ from talent.require import require  # noqa: E402
 STAGES = ("preprocess", "text", "vision", "postprocess")
 FRAME = "frame"  # what a frame costs while the expression stays: all but the text
 WHOLE = "whole"
+TIMED = (*STAGES, FRAME, WHOLE)
 PERCENTILES = (50, 90, 99)
 PHOTO = 640  # side of the photos in pixels, about what a camera gives: pre- and postprocessing depend on it
 WARM_UP = 3  # samples per row that are not counted: the first runs allocate, and TensorRT-RTX compiles its kernels
@@ -187,7 +188,7 @@ class Contenders:
 
 
 def run_once(stages: Stages, sample: Sample) -> tuple[float, ...]:
-    """Seconds of STAGES, of a frame whose expression is known, and of the whole."""
+    """Seconds of TIMED."""
     start = time.perf_counter()
     tensor, box = stages.preprocess(sample.image)
     preprocessed = time.perf_counter()
@@ -218,7 +219,7 @@ def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) 
     records = []
     for row in names:
         milliseconds = 1000 * np.percentile(times[row], PERCENTILES, axis=0).T  # [stage, percentile]
-        for stage, values in zip((*STAGES, FRAME, WHOLE), milliseconds, strict=True):
+        for stage, values in zip(TIMED, milliseconds, strict=True):
             percentiles = {f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, values, strict=True)}
             records.append({**asdict(row), "stage": stage, **percentiles})
     return records
@@ -321,11 +322,11 @@ def of_eager(rows: dict[Row, dict[str, dict[str, float]]]) -> dict[Row, float]:
 
 def table(report: dict[str, Any]) -> str:
     """The report as text: a line per row, then what was not run and why."""
-    lines = [["", "device", "from", *STAGES, FRAME, WHOLE, "frame of eager"]]
+    lines = [["", "device", "from", *TIMED, "frame of eager"]]
     rows = by_row(report)
     shares = of_eager(rows)
     for row, stages in rows.items():
-        cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in (*STAGES, FRAME, WHOLE)]
+        cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in TIMED]
         lines.append([row.label, row.device, row.source, *cells, f"{shares[row]:.2f}" if row in shares else "-"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w)

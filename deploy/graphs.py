@@ -44,6 +44,11 @@ def unflatten_prompt(tensors: dict[str, Tensor]) -> Prompt:
                   kernel=tensors["kernel"], kernel_bias=tensors["kernel_bias"])
 
 
+def prompt_tensors(model: TalentModel, tokens: Tensor) -> dict[str, Tensor]:
+    """The text half of a network: tokens [B, L] int64 -> the prompt tensors by name."""
+    return flatten_prompt(model.prompt(model.text(tokens)))
+
+
 class TextGraph(nn.Module):
     """tokens [B, L] -> prompt tensors, in the order of `flatten_prompt`."""
 
@@ -52,7 +57,7 @@ class TextGraph(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        return tuple(flatten_prompt(self.model.prompt(self.model.text(tokens))).values())
+        return tuple(prompt_tensors(self.model, tokens).values())
 
 
 class VisionGraph(nn.Module):
@@ -72,7 +77,7 @@ class VisionGraph(nn.Module):
 def export_text(model: TalentModel, tokens: Tensor) -> onnx.ModelProto:
     """The text graph with a dynamic batch; tokens [B, L] is an example of at least two sentences."""
     with torch.no_grad():
-        names = list(flatten_prompt(model.prompt(model.text(tokens))))
+        names = list(prompt_tensors(model, tokens))
     batch = torch.export.Dim(EXPRESSIONS, min=1, max=MAX_BATCH)
     return _export(TextGraph(model), (tokens,), ({0: batch},), {TOKENS: EXPRESSIONS}, dict.fromkeys(names, EXPRESSIONS))
 

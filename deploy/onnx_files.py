@@ -19,7 +19,7 @@ from tqdm import tqdm
 from calibration.quantize import quantized_nodes, to_int8
 from deploy.bundle import GRAPHS
 from deploy.fuse_rca import fuse_rca
-from deploy.graphs import export_text, export_vision, flatten_prompt, name_nodes
+from deploy.graphs import export_text, export_vision, name_nodes, prompt_tensors
 from deploy.layer_losses import LayerLoss, layer_losses, layer_names
 from deploy.onnx_run import Feeds
 from deploy.precision import FP32_OPS, Precisions, decide_precisions, fitting, simplify, to_fp16
@@ -60,7 +60,7 @@ def vision_feeds(model: TalentModel, images: np.ndarray, tokens: np.ndarray) -> 
     """Inputs of the vision graph, one sample at a time."""
     for image, ids in zip(images, tokens, strict=True):
         with torch.inference_mode():
-            prompt = flatten_prompt(model.prompt(model.text(torch.from_numpy(ids)[None])))
+            prompt = prompt_tensors(model, torch.from_numpy(ids)[None])
         yield {IMAGE: image[None], **{name: tensor.numpy() for name, tensor in prompt.items()}}
 
 
@@ -119,7 +119,7 @@ def _export(name: str, model: TalentModel, images: np.ndarray, tokens: np.ndarra
             feeds = {TOKENS: tokens[:1]}
         else:
             with torch.no_grad():
-                prompt = flatten_prompt(model.prompt(model.text(sentences)))
+                prompt = prompt_tensors(model, sentences)
             exported = export_vision(model, torch.from_numpy(np.repeat(images[:1], 2, 0)), prompt)
             feeds = {IMAGE: images[:1], **{key: tensor[:2].numpy() for key, tensor in prompt.items()}}
     modules = layer_names(exported)

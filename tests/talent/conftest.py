@@ -1,6 +1,8 @@
-"""The official base network on deterministic weights: built once, for every test that needs one of its size."""
+"""Networks that are built once for every test that needs them: the official base, and the smallest as a checkpoint."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from talent.model import TalentModel
 from talent.official import from_official
+from tests.networks import SMALL, save_network
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,9 @@ def official_state(parity) -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def official_base(official_state) -> TalentModel:
     return from_official(official_state, preset="base")
+
+
+@pytest.fixture(scope="session")
+def initial(tmp_path_factory) -> Path:
+    """Where runs start from: a checkpoint of SMALL, which nobody changes."""
+    return save_network(tmp_path_factory.mktemp("weights") / "initial", SMALL)

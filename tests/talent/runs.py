@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,15 @@ import torch
 
 from talent.checkpoint import load_checkpoint
 from talent.run_directory import BEST, LAST, LOG, STATE
+from tests.talent import processes
 
 LOSSES = ("loss", "segmentation", "cpcl", "tccl", "learning_rate", "gradient_norm")
+
+
+def train(initial: Path, run: Path, *prepare, arguments: Sequence[str], resume: bool = False) -> tuple[int, str]:
+    """A run in a process of its own, as `processes.run` has it: exit code and output."""
+    argv = ["--init", str(initial), *arguments, "-o", str(run), "--resume", str(resume).lower()]
+    return processes.run(argv, log=run.with_suffix(".txt"), prepare=[processes.no_pictures, *prepare])
 
 
 def log(run: Path, kind: str) -> list[dict]:

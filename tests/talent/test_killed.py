@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -13,20 +14,15 @@ import pytest
 from talent import files
 from talent.checkpoint import load_checkpoint
 from talent.run_directory import ABOUT, BEST, LAST, LOG, RunDirectory
-from tests.networks import SMALL, save_network
-from tests.talent import processes
-from tests.talent.processes import Signal, no_pictures
+from tests.talent import processes, runs
+from tests.talent.processes import Signal
 from tests.talent.runs import assert_same_run, assert_whole, log
 
 # Its checkpoints, in order: last/ of step 0; last/ and best/ of 2; last/ of 3; last/ and best/ of 4; the same of 6.
 ARGUMENTS = ["--tune", "full", "--steps", "6", "--batch_size", "2", "--train_samples", "8", "--val_samples", "3",
              "--validate_every", "2", "--save_every", "3", "--log_every", "1", "--warmup_steps", "6", "--ema", "0.9",
              "--workers", "0", "--cpu", "true"]
-
-
-@pytest.fixture(scope="module")
-def initial(tmp_path_factory) -> Path:
-    return save_network(tmp_path_factory.mktemp("weights") / "initial", SMALL)
+train = functools.partial(runs.train, arguments=ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +35,6 @@ def whole(initial, tmp_path_factory) -> Path:
     validations = [line["mIoU"] for line in log(path, "validation")]
     assert validations == sorted(set(validations)) and len(validations) == 3, "best/ is written three times"
     return path
-
-
-def train(initial: Path, run: Path, *prepare, resume: bool = False) -> tuple[int, str]:
-    argv = ["--init", str(initial), *ARGUMENTS, "-o", str(run), "--resume", str(resume).lower()]
-    return processes.run(argv, log=run.with_suffix(".txt"), prepare=[no_pictures, *prepare])
 
 
 def step(checkpoint: Path) -> int | None:
@@ -148,7 +139,7 @@ def test_killed_at_any_time(tmp_path, initial, whole, seed):
     for number in range(5):
         argv = ["--init", str(initial), *ARGUMENTS, "--workers", "1", "-o", str(run),
                 "--resume", str((run / ABOUT).exists()).lower()]
-        command = processes.start(argv, log=run.with_suffix(".txt"), prepare=[no_pictures])
+        command = processes.start(argv, log=run.with_suffix(".txt"), prepare=[processes.no_pictures])
         if number == 4:
             break
         wanted = lines(run) + rng.choice((0, 1, 1, 2))

@@ -14,9 +14,8 @@ import torch
 from talent.checkpoint import load_checkpoint
 from talent.run_directory import LAST
 from talent.stopping import StopRequest, leave_signals_to_the_run
-from tests.networks import SMALL, save_network
-from tests.talent import processes
-from tests.talent.processes import Signal, no_pictures
+from tests.talent import processes, runs
+from tests.talent.processes import Signal
 from tests.talent.runs import assert_same_run, assert_whole, log
 
 ARGUMENTS = ["--tune", "full", "--steps", "4", "--batch_size", "2", "--train_samples", "6", "--val_samples", "2",
@@ -95,11 +94,6 @@ def test_a_worker_ends_when_the_run_says_so():
 
 
 @pytest.fixture(scope="module")
-def initial(tmp_path_factory) -> Path:
-    return save_network(tmp_path_factory.mktemp("weights") / "initial", SMALL)
-
-
-@pytest.fixture(scope="module")
 def whole(initial, tmp_path_factory) -> Path:
     """The run that nobody stopped."""
     path = tmp_path_factory.mktemp("runs") / "whole"
@@ -109,9 +103,7 @@ def whole(initial, tmp_path_factory) -> Path:
 
 
 def train(initial: Path, run: Path, *prepare, resume: bool = False, workers: int = 0) -> tuple[int, str]:
-    argv = ["--init", str(initial), *ARGUMENTS, "--workers", str(workers), "-o", str(run),
-            "--resume", str(resume).lower()]
-    return processes.run(argv, log=run.with_suffix(".txt"), prepare=[no_pictures, *prepare])
+    return runs.train(initial, run, *prepare, arguments=[*ARGUMENTS, "--workers", str(workers)], resume=resume)
 
 
 @pytest.mark.parametrize(("number", "where", "call", "workers", "step"), [

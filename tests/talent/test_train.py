@@ -35,11 +35,6 @@ def command(*argv: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def initial(tmp_path_factory) -> Path:
-    return save_network(tmp_path_factory.mktemp("weights") / "initial", SMALL)
-
-
-@pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
     """Without dropout."""
     return save_network(tmp_path_factory.mktemp("weights") / "plain", dataclasses.replace(SMALL, dropout=0.0))
