@@ -1,22 +1,21 @@
-"""INT8 by explicit Q/DQ (ModelOpt): which layers, which ranges, and weights stored as integers.
+"""INT8 by explicit Q/DQ: which layers, with what scales, and weights stored as integers.
 
 Works on flat FP32 graphs and gives INT8 + FP16 ones, before `fuse_rca`. An RCA is never quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from calibration.ranges import LARGEST_INTEGER
 from deploy.fuse_rca import find_rca
-from deploy.modelopt import known_nodes, modelopt, named, quiet, scratch
-from deploy.onnx_run import Feeds, progress
-from deploy.precision import Precisions, decide_precisions, to_fp16
+from deploy.modelopt import known_nodes
+from deploy.precision import Precisions, to_fp16
 from talent.errors import UserError
-from talent.require import require
 
 MIN_INT8_CHANNELS = 16
 """Below this many input or output channels INT8 tensor cores gain nothing."""
@@ -45,42 +44,102 @@ def quantizable(model: onnx.ModelProto, *, exclude: Iterable[str] = ()) -> list[
     return names
 
 
-def to_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], exclude: Iterable[str] = (),
-            method: str = "max", precisions: Precisions | None = None) -> onnx.ModelProto:
-    """`model` with explicit INT8 Q/DQ on `quantizable` nodes, FP16 elsewhere and FP32 where `precisions` say so.
+def activation_scale(largest: float) -> np.float32:
+    """What one step of an activation is worth whose largest magnitude is `largest`; exact in FP16 where it fits."""
+    return _representable(np.float32(largest / LARGEST_INTEGER))
 
-    Symmetric, zero point 0, weights per output channel and stored as INT8, biases in FP16. `method` is ModelOpt's
-    ("max" or "entropy"). `precisions` were decided on this very graph; without them they are decided on `calibration`.
-    Raises UserError without calibration samples or without a node to quantize, RuntimeError when the quantizers did not
-    come to stand where they were asked for.
+
+def quantized_weight(node: onnx.NodeProto, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The weight of a MatMul, Gemm or Conv as INT8: integers int8 of its shape, scales float32 [O] and the axis of O.
+
+    One scale per output channel, from its largest magnitude.
     """
-    quantization = modelopt("modelopt.onnx.quantization")
-    samples = [dict(feeds) for feeds in calibration]
-    if not samples:
-        raise UserError("INT8 needs calibration samples, received none; pass some tens of pictures with sentences")
-    model = named(model)
-    names = quantizable(model, exclude=exclude)
-    if not names:
-        raise UserError("INT8 was asked for, but no linear layer or convolution is left to quantize; exclude fewer")
-    precisions = precisions or decide_precisions(model, calibration=samples)
-    with scratch() as directory, quiet():
-        source, target = directory / "fp32.onnx", directory / "int8.onnx"
-        numbers = {node.name: f"node{index:07d}" for index, node in enumerate(model.graph.node)}
-        onnx.save(_renamed(model, numbers), source)
-        quantization.quantize(
-            str(source), quantize_mode="int8", output_path=str(target), calibration_method=method,
-            calibration_data_reader=_reader(samples), calibration_eps=["cpu"], high_precision_dtype="fp32",
-            op_types_to_quantize=["MatMul", "Gemm", "Conv"], nodes_to_quantize=[numbers[name] for name in names],
-            disable_mha_qdq=True, enable_gemv_detection_for_trt=False, log_level="ERROR")
-        quantized = _renamed(onnx.load(target), {number: name for name, number in numbers.items()})
-    _leave_branches_alone(quantized, set(names))
-    found = quantized_nodes(quantized)
-    if found != set(names):
-        raise RuntimeError(f"ModelOpt left out {sorted(set(names) - found)} and quantized {sorted(found - set(names))}"
-                           " against the selection; name them in `exclude`, or install another version of ModelOpt")
-    half = to_fp16(quantized, precisions)
-    _store_weights_as_int8(half)
-    onnx.checker.check_model(half, full_check=True)
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+    others = tuple(dim for dim in range(weight.ndim) if dim != axis)
+    scales = _representable(np.abs(weight).max(others).astype(np.float32) / LARGEST_INTEGER)
+    integers = np.rint(weight / np.expand_dims(scales, others)).clip(-LARGEST_INTEGER, LARGEST_INTEGER).astype(np.int8)
+    return integers, scales, axis
+
+
+def _representable(scale: np.ndarray) -> np.ndarray:
+    """The nearest FP16 numbers above zero, as float32; a scale beyond FP16's largest number stays as it is."""
+    half = scale.astype(np.float16).astype(np.float32)
+    smallest = np.float32(np.finfo(np.float16).smallest_subnormal)
+    return np.where(np.isfinite(half), np.maximum(half, smallest), scale)[()]
+
+
+def quantize(model: onnx.ModelProto, layers: Iterable[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
+    """A copy of a flat FP32 graph in which the nodes in `layers` compute in INT8, by explicit Q/DQ.
+
+    ranges: the largest magnitude that INT8 shall hold, by activation tensor. Symmetric, zero point 0, weights per
+    output channel and stored as INT8, biases unquantized. A tensor has one Q/DQ however many of `layers` read it, and
+    nobody else reads what was rounded: neither the residual stream nor an RCA beside a quantized layer.
+
+    Raises UserError where a node of `layers` is none that `quantizable` names, or a range is not above zero.
+    """
+    layers = set(layers)
+    if unfit := layers - set(quantizable(model)):
+        raise UserError(f"cannot quantize {', '.join(sorted(unfit))}: expected linear layers and convolutions with "
+                        f"constant weights and {MIN_INT8_CHANNELS} channels or more")
+    quantized = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = quantized.graph
+    graph.name = model.graph.name
+    for field in ("input", "output", "initializer"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    dequantized: dict[str, str] = {}  # by tensor
+    for original in model.graph.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        if node.name in layers:
+            for index, name in enumerate(node.input[:2]):
+                if name not in dequantized:
+                    added = (_weight_nodes(graph, node, numpy_helper.to_array(weights[name]), name) if index
+                             else _activation_nodes(graph, name, ranges))
+                    graph.node.extend(added)
+                    dequantized[name] = added[-1].output[0]
+                node.input[index] = dequantized[name]
+        graph.node.append(node)
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    alive = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(alive)
+    return quantized
+
+
+def _activation_nodes(graph: onnx.GraphProto, name: str, ranges: Mapping[str, float]) -> list[onnx.NodeProto]:
+    if not ranges[name] > 0:
+        raise UserError(f"the range of {name!r}: expected a number above zero, received {ranges[name]}; calibrate on "
+                        "pictures that excite this layer")
+    scale, zero = f"{name}/scale", f"{name}/zero_point"
+    graph.initializer.extend((numpy_helper.from_array(np.array(activation_scale(ranges[name])), scale),
+                              numpy_helper.from_array(np.array(0, np.int8), zero)))
+    return [helper.make_node(_QUANTIZE, [name, scale, zero], [f"{name}/quantized"], name=f"{name}/{_QUANTIZE}"),
+            helper.make_node(_DEQUANTIZE, [f"{name}/quantized", scale, zero], [f"{name}/dequantized"],
+                             name=f"{name}/{_DEQUANTIZE}")]
+
+
+def _weight_nodes(graph: onnx.GraphProto, node: onnx.NodeProto, weight: np.ndarray, name: str) -> list[onnx.NodeProto]:
+    integers, scales, axis = quantized_weight(node, weight)
+    inputs = [f"{name}/quantized", f"{name}/scale", f"{name}/zero_point"]
+    for values, tensor in zip((integers, scales, np.zeros(len(scales), np.int8)), inputs, strict=True):
+        graph.initializer.append(numpy_helper.from_array(values, tensor))
+    return [helper.make_node(_DEQUANTIZE, inputs, [f"{name}/dequantized"], name=f"{name}/{_DEQUANTIZE}", axis=axis)]
+
+
+def to_int8(model: onnx.ModelProto, layers: Iterable[str], ranges: Mapping[str, float],
+            precisions: Precisions) -> onnx.ModelProto:
+    """`quantize`, with FP16 between the INT8 layers and FP32 where `precisions` say so.
+
+    precisions: decided on this very graph. Raises RuntimeError where the quantizers did not come to stand where they
+    were asked for.
+    """
+    layers = set(layers)
+    half = to_fp16(quantize(model, layers, ranges), precisions)
+    if (found := quantized_nodes(half)) != layers:
+        raise RuntimeError(f"AutoCast took the quantizers from {sorted(layers - found)} and gave "
+                           f"{sorted(found - layers)} some; install another version of ModelOpt")
     return half
 
 
@@ -88,80 +147,3 @@ def quantized_nodes(model: onnx.ModelProto) -> set[str]:
     """Names of the nodes that read a dequantized tensor."""
     dequantized = {node.output[0] for node in model.graph.node if node.op_type == _DEQUANTIZE}
     return {node.name for node in model.graph.node if dequantized.intersection(node.input)}
-
-
-def _leave_branches_alone(model: onnx.ModelProto, names: set[str]) -> None:
-    """Let only the nodes in `names` read dequantized tensors.
-
-    ONNX Runtime's quantizer replaces a tensor for all its readers, so the RCA and the residual beside a quantized
-    layer would see rounded values too.
-    """
-    producer = {name: node for node in model.graph.node for name in node.output}
-    for node in model.graph.node:
-        if node.name in names:
-            continue
-        for index, name in enumerate(node.input):
-            dequantize = producer.get(name)
-            if dequantize is not None and dequantize.op_type == _DEQUANTIZE:
-                quantize = producer.get(dequantize.input[0])
-                if quantize is not None and quantize.op_type == _QUANTIZE:
-                    node.input[index] = quantize.input[0]
-
-
-def _store_weights_as_int8(model: onnx.ModelProto) -> None:
-    """Quantize every constant that feeds a QuantizeLinear now, a quarter of the bytes; the DequantizeLinear stays.
-
-    After the FP16 cast, so that the integers are made with the very scale that dequantizes them.
-    """
-    graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    kept = []
-    for node in graph.node:
-        if node.op_type != _QUANTIZE or node.input[0] not in tensors:
-            kept.append(node)
-            continue
-        weight, scale = (numpy_helper.to_array(tensors[name]).astype(np.float32) for name in node.input[:2])
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        if scale.ndim == 1:
-            scale = scale.reshape([-1 if dim == axis % weight.ndim else 1 for dim in range(weight.ndim)])
-        integers = np.rint(np.divide(weight, scale, out=np.zeros_like(weight), where=scale != 0)).clip(-128, 127)
-        graph.initializer.append(numpy_helper.from_array(integers.astype(np.int8), node.output[0]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    alive = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(alive)
-
-
-def _renamed(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy of `model` with other node names.
-
-    ModelOpt's exclusions match from the start of a name: an attention product `MatMul_65` would take the linear layer
-    `MatMul_650` out too. Numbers of one width are no beginnings of each other.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for node in copy.graph.node:
-        node.name = names.get(node.name, node.name)
-    return copy
-
-
-def _reader(samples: Sequence[Feeds]):
-    """ONNX Runtime's calibration reader over `samples`, with a progress bar from the first pass on."""
-    calibrate = require("onnxruntime.quantization.calibrate", extra="export")
-
-    class Reader(calibrate.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rewind()
-
-        def rewind(self) -> None:
-            self.remaining = iter(progress(samples, "calibrate"))
-
-        def get_next(self) -> Feeds | None:
-            return next(self.remaining, None)
-
-        def get_first(self) -> Feeds:
-            return samples[0]
-
-    return Reader()

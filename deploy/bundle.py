@@ -1,6 +1,6 @@
 """A bundle: the directory that export writes and every runtime reads.
 
-    text.onnx  vision.onnx  [*.onnx.data]  tokenizer.json  bundle.json  [export.json]
+    text.onnx  vision.onnx  [*.onnx.data]  tokenizer.json  bundle.json  [export.json calibration.json int8.png]
     engines/<runtime>-<version>-<arch>/*.plan
 
 `text` turns token ids into prompt tensors; `vision` turns a picture and those tensors into logits. bundle.json says how
@@ -44,10 +44,13 @@ from talent.errors import UserError
 from talent.files import atomic_write
 from talent.image import THRESHOLD
 
-__all__ = ["GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "REPORT", "SCHEMA", "TEXT", "TOKENIZER",
-           "VISION", "Bundle", "EngineRecord", "engine_directory"]
+__all__ = ["CALIBRATION_LIST", "CHART", "GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "REPORT",
+           "SCHEMA", "TEXT", "TOKENIZER", "VISION", "Bundle", "EngineRecord", "engine_directory"]
 
 REPORT = "export.json"  # what the export measured and decided, for people
+CALIBRATION_LIST = "calibration.json"  # which samples set the ranges
+CHART = "int8.png"  # how the INT8 layers were chosen
+EXTRAS = (REPORT, CALIBRATION_LIST, CHART)
 EXTERNAL_DATA = ".data"  # weights of vision.onnx lie in vision.onnx.data where they are large
 
 
@@ -148,7 +151,7 @@ class Bundle:
         """
         directory = Path(directory)
         names = [*REQUIRED_FILES, *sorted(path.name for path in directory.glob(f"*.onnx{EXTERNAL_DATA}"))]
-        names += [REPORT] if (directory / REPORT).is_file() else []
+        names += [name for name in EXTRAS if (directory / name).is_file()]
         for name in names:
             if not (directory / name).is_file():
                 raise UserError(f"expected {name} in {directory} before its {MANIFEST} is written")

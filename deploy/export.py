@@ -8,12 +8,25 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.candidates import SENTENCES
+from calibration.plan import format_plan
+from calibration.ranges import METHODS
+from calibration.records import cache_directory
 from deploy.build import check_batch
 from deploy.builders import choose_runtime, usable_runtimes
-from deploy.bundle import PRECISIONS, REPORT
+from deploy.bundle import CALIBRATION_LIST, PRECISIONS, REPORT
 from deploy.cost import format_costs
 from deploy.parity import check_bound
-from deploy.pipeline import CALIBRATION, MAX_MIOU_DROP, PARITY, Exported, ExportOptions, Shrinking, export_bundle
+from deploy.pipeline import (
+    CALIBRATION,
+    HELD_OUT,
+    MAX_MIOU_DROP,
+    PARITY,
+    Exported,
+    ExportOptions,
+    Shrinking,
+    export_bundle,
+)
 from deploy.precision import FP32_OPS, format_precisions
 from deploy.targets import build_command
 from talent.data.registry import HELP
@@ -25,6 +38,7 @@ EXAMPLE = """\
 examples:
   talent-export weights/tiny --int8 -o bundle/
   talent-export runs/mine/best --fp16 --no-engine -o bundle/
+  talent-export runs/mine/best --int8 --calibration-data kitchen/ --max-miou-drop 0.005 -o bundle/
   talent-export runs/mine/best --image-size 336 --data data.jsonl -o bundle/
   talent-export runs/mine/best --fp32-nodes 'vision.blocks.11.*' -o bundle/
 
@@ -50,11 +64,26 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--calibration", type=int, metavar="N",
                         help="samples that set ranges and scales (default: "
                              + ", ".join(f"{number} for {name}" for name, number in CALIBRATION.items()) + ")")
+    result.add_argument("--calibration-data", metavar="SOURCE",
+                        help=f"what they are chosen from: {HELP}, or a folder of pictures (default: the train split of "
+                             "--data)")
+    result.add_argument("--sentences", type=Path, metavar="FILE",
+                        help="what the pictures of such a folder may be asked, one sentence a line (default: its "
+                             f"{SENTENCES})")
+    result.add_argument("--calibration-list", type=Path, metavar="FILE",
+                        help=f"take the very samples of another export: its {CALIBRATION_LIST}")
+    result.add_argument("--int8-ranges", choices=METHODS, default="percentile",
+                        help="percentile clips an activation where that makes less error, max never, entropy as "
+                             "ModelOpt does (default %(default)s)")
+    result.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N",
+                        help="expressions on which INT8 layers are chosen, apart from those of --parity (default "
+                             "%(default)s)")
     result.add_argument("--parity", type=int, default=PARITY, metavar="N",
                         help="expressions that are compared (default %(default)s)")
     result.add_argument("--max-miou-drop", type=float, help=f"mIoU that may be lost (default {MAX_MIOU_DROP})")
     result.add_argument("--allow-drop", action="store_true",
-                        help="write the bundle however much mIoU is lost, and record that (not one with infinities)")
+                        help="write the bundle however much mIoU is lost, and record that (not one with infinities); "
+                             "with --int8 every layer that can be is quantized, unmeasured")
     result.add_argument("--fp32-ops", nargs="*", default=list(FP32_OPS), metavar="OPERATOR",
                         help="operators that stay in FP32 whatever is measured; none after the flag for none (default "
                              f"{' '.join(FP32_OPS)})")
@@ -71,14 +100,20 @@ def parser() -> argparse.ArgumentParser:
 @command("talent-export")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    for name, least in (("calibration", 2), ("parity", 1)):
+    for name, least in (("calibration", 2), ("held_out", 1), ("parity", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise UserError(f"--{name}: expected at least {least}, received {value}")
+            raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, received {value}")
+    if arguments.calibration_list is not None and arguments.calibration is not None:
+        raise UserError(f"expected --calibration or --calibration-list, received both; {arguments.calibration_list} "
+                        "says how many samples there are: leave --calibration out")
     check_batch(arguments.batch)
     options = ExportOptions(
         precision=arguments.precision, data=arguments.data, data_root=arguments.data_root,
-        image_size=arguments.image_size, calibration=arguments.calibration, parity=arguments.parity,
+        image_size=arguments.image_size, calibration=arguments.calibration,
+        calibration_data=arguments.calibration_data, sentences=arguments.sentences,
+        calibration_list=arguments.calibration_list, int8_ranges=arguments.int8_ranges,
+        cache=cache_directory() / "int8", held_out=arguments.held_out, parity=arguments.parity,
         max_miou_drop=arguments.max_miou_drop, allow_drop=arguments.allow_drop, fp32_ops=tuple(arguments.fp32_ops),
         fp32_nodes=tuple(arguments.fp32_nodes), fp16_nodes=tuple(arguments.fp16_nodes),
         engines=not arguments.no_engine, batch=arguments.batch)
@@ -99,6 +134,8 @@ def print_summary(exported: Exported) -> None:
     """What was made, what was saved, and what was lost."""
     bundle = exported.bundle
     print_shrinking(exported.shrinking)
+    if exported.int8 is not None:
+        print(format_plan(exported.int8))
     for name, precisions in exported.precisions.items():
         print(format_precisions(precisions, title=f"{name}.onnx"))
     parity = bundle.parity
@@ -118,6 +155,9 @@ def print_summary(exported: Exported) -> None:
         if all(engine.runtime != runtime.name for engine in bundle.engines):
             print(f"{runtime.name} is installed too; for its engines, run: "
                   + build_command(bundle.directory, runtime=runtime.name))
+    if exported.int8 is not None and not exported.int8.layers:
+        print(f"INT8 was asked for, but no layer can be INT8 within {exported.int8.choice.bound:g} mIoU: this bundle "
+              "is FP16; allow more (--max-miou-drop), or finish the training with talent-train --tune lora --qat")
     print(f"wrote the {bundle.precision} bundle {bundle.directory}")
 
 

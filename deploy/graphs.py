@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,13 @@ class TextGraph(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         return tuple(prompt_tensors(self.model, tokens).values())
+
+
+def vision_inputs(model: TalentModel, image: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the vision graph for image [1, 3, S, S] and tokens [1, L]."""
+    with torch.inference_mode():
+        prompt = prompt_tensors(model, torch.from_numpy(tokens))
+    return {IMAGE: image, **{name: tensor.numpy() for name, tensor in prompt.items()}}
 
 
 class VisionGraph(nn.Module):

@@ -6,8 +6,9 @@ B batch, L tokens of a sentence, S image size.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,27 +17,36 @@ import onnx
 import torch
 from tqdm import tqdm
 
+from calibration.plan import Int8Plan, plan_int8
 from calibration.quantize import quantized_nodes, to_int8
-from deploy.bundle import GRAPHS
+from calibration.samples import CalibrationSet
+from calibration.sensitivity import HeldOut
 from deploy.fuse_rca import fuse_rca
-from deploy.graphs import export_text, export_vision, name_nodes, prompt_tensors
+from deploy.graphs import export_text, export_vision, name_nodes, prompt_tensors, vision_inputs
 from deploy.layer_losses import LayerLoss, layer_losses, layer_names
 from deploy.onnx_run import Feeds
-from deploy.precision import FP32_OPS, Precisions, decide_precisions, fitting, simplify, to_fp16
+from deploy.precision import FP32_OPS, Precisions, decide_precisions, fitting, select_nodes, simplify, to_fp16
 from deploy.runtime.interface import IMAGE, TOKENS
+from talent import provenance
 from talent.errors import UserError, suggest
 from talent.model import TalentModel
 
 EXTERNAL_DATA_BYTES = 1_000_000_000
+FP16_SAMPLES = 8  # that set ranges of FP16; more move them little, and each costs a run
+SPARED = ("projector.conv2.*",)
+"""Never quantized: the last convolution before the dynamic one, whose noise nothing evens out before the logits."""
 
 
 @dataclass(frozen=True)
 class PrecisionOptions:
     """precision: of the vision graph; text is FP16 beside INT8. fp32_ops, fp32_nodes, fp16_nodes: what stays in FP32
-    whatever is measured, and what does not (deploy.precision); nodes named in either are not quantized.
+    whatever is measured, and what does not (deploy.precision); nodes named in either are not quantized. int8_ranges: of
+    calibration.ranges.METHODS. cache: directory where what INT8 measured is kept, None for none.
     """
 
     precision: str
+    int8_ranges: str = "percentile"
+    cache: Path | None = None
     fp32_ops: tuple[str, ...] = FP32_OPS
     fp32_nodes: tuple[str, ...] = ()
     fp16_nodes: tuple[str, ...] = ()
@@ -47,81 +57,106 @@ class Graph:
     """What is known of one of the two graphs. plain, flat: files of it before RCA was fused: in FP32, simplified, and
     in its precision; one file where that is FP32.
 
-    names: module by tensor, for people. precisions: why each node computes in what it does; None in FP32.
+    names: module by tensor, for people. places: how many RCA it has. precisions: why each node computes in what it
+    does; None in FP32. int8: of the vision graph where INT8 was asked for.
     """
 
     plain: Path
     flat: Path
     names: Mapping[str, str]
-    precisions: Precisions | None
+    places: int
+    precisions: Precisions | None = None
+    int8: Int8Plan | None = None
 
 
-def vision_feeds(model: TalentModel, images: np.ndarray, tokens: np.ndarray) -> Iterator[Feeds]:
-    """Inputs of the vision graph, one sample at a time."""
-    for image, ids in zip(images, tokens, strict=True):
-        with torch.inference_mode():
-            prompt = prompt_tensors(model, torch.from_numpy(ids)[None])
-        yield {IMAGE: image[None], **{name: tensor.numpy() for name, tensor in prompt.items()}}
+@dataclass(frozen=True)
+class GraphFeeds:
+    """Inputs of one of the two graphs, one sample at a time, as often as they are asked for.
+
+    samples: image [1, 3, S, S] and tokens [1, L] of each, to be read again and again. limit: only the first ones.
+    """
+
+    name: str
+    model: TalentModel
+    samples: Iterable[tuple[np.ndarray, np.ndarray]]
+    limit: int | None = None
+
+    def __iter__(self) -> Iterator[Feeds]:
+        for image, tokens in itertools.islice(self.samples, self.limit):
+            yield {TOKENS: tokens} if self.name == "text" else vision_inputs(self.model, image, tokens)
 
 
-def text_feeds(tokens: np.ndarray) -> Iterator[Feeds]:
-    """Inputs of the text graph, one sample at a time."""
-    return ({TOKENS: ids[None]} for ids in tokens)
-
-
-def export_graphs(model: TalentModel, options: PrecisionOptions, images: np.ndarray, tokens: np.ndarray, *,
-                  directory: Path, scratch: Path) -> dict[str, Graph]:
+def export_graphs(model: TalentModel, options: PrecisionOptions, calibration: CalibrationSet, *, directory: Path,
+                  scratch: Path, held_out: Iterable[HeldOut] = (), bound: float | None = None) -> dict[str, Graph]:
     """Write text.onnx and vision.onnx of a folded network into `directory`, and what `Graph` names into `scratch`.
 
-    images and tokens are the calibration samples. Raises UserError as `requested` and `decide_precisions` do.
+    held_out, bound: what INT8 may lose of mIoU, and on which expressions (calibration.plan); without a bound, every
+    layer that can be is quantized. Raises UserError as `requested`, `plan_int8` and `decide_precisions` do.
     """
+    image, tokens = next(iter(calibration))
     with tqdm(total=4, desc=f"export {options.precision}", unit="step", leave=False, disable=None) as bar:
-        names, nodes = {}, {}
-        for name in GRAPHS:
-            plain, names[name] = _export(name, model, images, tokens)
+        graphs, nodes = {}, {}
+        for name, places in (("text", 0), ("vision", len(model.vision.adapted()) + len(model.neck.fusions))):
+            plain, names = _export(name, model, image, tokens)
             nodes[name] = {node.name: node.op_type for node in plain.graph.node}
-            onnx.save(plain, scratch / f"{name}.plain.onnx")
+            path = scratch / f"{name}.plain.onnx"
+            onnx.save(plain, path)
             del plain
+            graphs[name] = Graph(path, path, names, places)
             bar.update()
         wanted = requested(options, nodes)
-        places = {"text": 0, "vision": len(model.vision.adapted()) + len(model.neck.fusions)}
-        graphs = {}
-        for name in GRAPHS:
-            plain, flat, precisions = scratch / f"{name}.plain.onnx", scratch / f"{name}.flat.onnx", None
-            graph = onnx.load(plain)
-            if options.precision == "fp32":
-                flat = plain
-            else:
-                samples = text_feeds(tokens) if name == "text" else vision_feeds(model, images, tokens)
-                precisions = decide_precisions(graph, calibration=samples, **wanted[name])
-                if name == "text" or options.precision == "fp16":
-                    graph = to_fp16(graph, precisions)
-                else:
-                    graph = to_int8(graph, precisions=precisions, exclude=precisions.requested,
-                                    calibration=vision_feeds(model, images, tokens))
-                    precisions = replace(precisions, int8=frozenset(quantized_nodes(graph)))
-                onnx.save(graph, flat)
-            save_graph(fuse_rca(graph, expected=places[name]), directory / f"{name}.onnx")
-            del graph
-            graphs[name] = Graph(plain, flat, names[name], precisions)
+        for name, graph in graphs.items():
+            if options.precision != "fp32":
+                if name == "vision" and options.precision == "int8":
+                    identity = (*(provenance.sha256(one.plain) for one in graphs.values()), calibration.digest)
+                    chosen = select_nodes([*wanted[name]["fp32_nodes"], *wanted[name]["fp16_nodes"], *SPARED],
+                                          nodes[name], argument="fp32_nodes and fp16_nodes")
+                    plain, plan = plan_int8(
+                        onnx.load(graph.plain), calibration=GraphFeeds(name, model, calibration), identity=identity,
+                        method=options.int8_ranges, exclude=chosen, bound=bound, held_out=held_out, cache=options.cache)
+                    onnx.save(plain, graph.plain)  # smoothed: what layers are compared with
+                    del plain
+                    graph = replace(graph, int8=plan)
+                samples = GraphFeeds(name, model, calibration, limit=FP16_SAMPLES)
+                graph = replace(graph, flat=scratch / f"{name}.flat.onnx",
+                                precisions=decide_precisions(onnx.load(graph.plain), calibration=samples,
+                                                             **wanted[name]))
+            graphs[name] = finish(name, graph, directory)
             bar.update()
     return graphs
 
 
-def _export(name: str, model: TalentModel, images: np.ndarray, tokens: np.ndarray,
+def finish(name: str, graph: Graph, directory: Path) -> Graph:
+    """Write `directory`/<name>.onnx, and `graph.flat`, in the precisions that `graph` says."""
+    model = onnx.load(graph.plain)
+    if graph.precisions is not None:
+        if graph.int8 is not None and graph.int8.layers:
+            model = to_int8(model, graph.int8.layers, graph.int8.largest, graph.precisions)
+        else:
+            model = to_fp16(model, graph.precisions)
+        graph = replace(graph, precisions=replace(graph.precisions, int8=frozenset(quantized_nodes(model))))
+        onnx.save(model, graph.flat)
+    save_graph(fuse_rca(model, expected=graph.places), directory / f"{name}.onnx")
+    return graph
+
+
+def _export(name: str, model: TalentModel, image: np.ndarray, tokens: np.ndarray,
             ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A graph in FP32, simplified, and its modules by tensor, after which its nodes are named."""
-    sentences = torch.from_numpy(np.repeat(tokens[:1], 3, 0))  # three, unlike the two pictures below: sizes that vary
+    """A graph in FP32, simplified, and its modules by tensor, after which its nodes are named.
+
+    image [1, 3, S, S] and tokens [1, L] are an example.
+    """
+    sentences = torch.from_numpy(np.repeat(tokens, 3, 0))  # three, unlike the two pictures below: sizes that vary
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns of its own deprecated calls
         if name == "text":
             exported = export_text(model, sentences)
-            feeds = {TOKENS: tokens[:1]}
+            feeds = {TOKENS: tokens}
         else:
             with torch.no_grad():
                 prompt = prompt_tensors(model, sentences)
-            exported = export_vision(model, torch.from_numpy(np.repeat(images[:1], 2, 0)), prompt)
-            feeds = {IMAGE: images[:1], **{key: tensor[:2].numpy() for key, tensor in prompt.items()}}
+            exported = export_vision(model, torch.from_numpy(np.repeat(image, 2, 0)), prompt)
+            feeds = {IMAGE: image, **{key: tensor[:2].numpy() for key, tensor in prompt.items()}}
     modules = layer_names(exported)
     plain = simplify(exported, feeds=feeds)
     name_nodes(plain, modules)
@@ -161,7 +196,6 @@ def save_graph(model: onnx.ModelProto, path: Path) -> None:
 def find_losses(graphs: Mapping[str, Graph], model: TalentModel, image: np.ndarray,
                 tokens: np.ndarray) -> list[LayerLoss]:
     """What each layer lost on image [1,3,S,S] and tokens [1,L], graph by graph; none in FP32, where none can."""
-    feeds = {"text": text_feeds(tokens), "vision": vision_feeds(model, image, tokens)}
     return [loss for name, graph in graphs.items() if graph.precisions is not None
-            for loss in layer_losses(onnx.load(graph.plain), onnx.load(graph.flat), feeds=feeds[name],
-                                     names=graph.names)]
+            for loss in layer_losses(onnx.load(graph.plain), onnx.load(graph.flat), names=graph.names,
+                                     feeds=GraphFeeds(name, model, [(image, tokens)]))]

@@ -94,7 +94,7 @@ def measure_parity(segmenter: Segmenter, reference: Predict, samples: Samples, *
     ours, theirs = SegmentationMetrics(), SegmentationMetrics()
     max_abs = max_relative = difference_sum = reference_sum = 0.0
     agreement: list[float] = []
-    for question in _chosen(samples, expressions, image_size=segmenter.bundle.image_size):
+    for question in chosen_questions(samples, expressions, image_size=segmenter.bundle.image_size, label="parity"):
         tokens = segmenter.tokenizer([question.expression])
         expected = reference(question.image, tokens)  # [1, 1, h, w]
         if not np.isfinite(expected).all():
@@ -156,14 +156,18 @@ def check_bound(bound: float) -> None:
                         "use --allow-drop")
 
 
-def _chosen(samples: Samples, expressions: int | None, *, image_size: int) -> Iterator[Question]:
-    """The sentences that are compared, picture by picture, with a progress bar over the pictures."""
+def chosen_questions(samples: Samples, expressions: int | None, *, image_size: int,
+                     label: str | None = None) -> Iterator[Question]:
+    """The sentences that are compared, picture by picture. label: of a progress bar over the pictures, None for none.
+
+    expressions: as `measure_parity` takes it. Raises UserError for less than one.
+    """
     pictures = len(samples)
     if expressions is not None and expressions < 1:
         raise UserError(f"expected at least one expression to compare, received {expressions}")
     taken = pictures if expressions is None else min(expressions, pictures)
     left = expressions
-    bar = tqdm(range(taken), desc="parity", unit="picture", leave=False, disable=None)
+    bar = tqdm(range(taken), desc=label, unit="picture", leave=False, disable=None if label else True)
     for turn in bar:
         share = None if left is None else left // (taken - turn)
         asked = questions(samples, [turn * pictures // taken], image_size=image_size)

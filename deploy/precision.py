@@ -132,8 +132,8 @@ def decide_precisions(model: onnx.ModelProto, *, calibration: Iterable[Feeds] = 
     is forced into FP16 while another stays in FP32.
     """
     names = _names(model)
-    wanted = _select(fp32_nodes, names.values(), argument="fp32_nodes")
-    forced = _select(fp16_nodes, names.values(), argument="fp16_nodes")
+    wanted = select_nodes(fp32_nodes, names.values(), argument="fp32_nodes")
+    forced = select_nodes(fp16_nodes, names.values(), argument="fp16_nodes")
     if wanted & forced:
         raise UserError(f"fp32_nodes and fp16_nodes both have {', '.join(sorted(wanted & forced))}; name each node in "
                         "one of them")
@@ -177,8 +177,8 @@ def fitting(pattern: str, names: Sequence[str]) -> list[str]:
     return [pattern] if pattern in names else fnmatch.filter(names, pattern)
 
 
-def _select(wanted: Iterable[str], names: Iterable[str], *, argument: str) -> set[str]:
-    """The names that are in `wanted` or fit a pattern of it."""
+def select_nodes(wanted: Iterable[str], names: Iterable[str], *, argument: str) -> set[str]:
+    """The names that are in `wanted` or fit a pattern of it. Raises UserError for one that fits none."""
     names, chosen = sorted(names), set()
     for pattern in wanted:
         found = fitting(pattern, names)
@@ -194,9 +194,9 @@ def to_fp16(model: onnx.ModelProto, precisions: Precisions | None = None, *,
             calibration: Iterable[Feeds] = ()) -> onnx.ModelProto:
     """`model` in FP16, with FP32 islands and the same inputs and outputs as before.
 
-    Takes the graph on which `precisions` was decided, also with Q/DQ put in since (whose scales become FP16, in FP32
-    where the layer that reads them stays). Without `precisions` they are decided here, on `calibration`. Raises
-    RuntimeError where a node that should stay in FP32 is not in the graph.
+    Takes the graph on which `precisions` was decided, also with Q/DQ put in since: a quantizer reads FP32, and a
+    dequantizer gives what the layer that reads it computes in. Without `precisions` they are decided here, on
+    `calibration`. Raises RuntimeError where a node that should stay in FP32 is not in the graph.
     """
     autocast = modelopt("modelopt.onnx.autocast")
     model = named(model)
@@ -238,15 +238,15 @@ def _put_in_order(model: onnx.ModelProto) -> None:
 
 
 def _quantizers(model: onnx.ModelProto, keep: set[str]) -> set[str]:
-    """The Q/DQ of what the nodes in `keep` read: in FP16 they would saturate or overflow at its largest number."""
+    """Every QuantizeLinear, because ONNX Runtime 1.24 truncates on a CPU where it quantizes FP16, which makes several
+    times the error; and the DequantizeLinear of what the nodes in `keep` read, which could overflow in FP16."""
     producer = {name: node for node in model.graph.node for name in node.output}
-    found = set()
+    found = {node.name for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for node in model.graph.node:
         for name in node.input if node.name in keep else ():
             dequantize = producer.get(name)
             if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-                quantize = producer.get(dequantize.input[0])
-                found.update(other.name for other in (dequantize, quantize) if other is not None)
+                found.add(dequantize.name)
     return found
 
 

@@ -12,7 +12,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from calibration.quantize import to_int8
 from deploy import builders, engine
 from deploy.build_progress import Phases
 from deploy.builders import Runtime, installed_runtimes
@@ -23,6 +22,7 @@ from deploy.runtime.gpu import gpu_architecture
 from talent.errors import UserError
 from tests.deploy import toy
 from tests.deploy.fake_tensorrt import RTX, SHAPES, fake
+from tests.quantized import all_int8
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx")
     plain = simplify(toy.export(), feeds=toy.feeds(2))
     calibration = [toy.feeds(2, seed) for seed in range(2)]
-    for name, model in (("fp16", to_fp16(plain)), ("int8", to_int8(plain, calibration=calibration)), ("fp32", plain)):
+    for name, model in (("fp16", to_fp16(plain)), ("int8", all_int8(plain, calibration)), ("fp32", plain)):
         onnx.save(fuse_rca(model, expected=toy.RCA_COUNT), path / f"{name}.onnx", save_as_external_data=name == "fp32",
                   location="fp32.onnx.data", size_threshold=64)
     return path

@@ -14,13 +14,13 @@ import onnx
 import pytest
 import torch
 
-from calibration.quantize import to_int8
 from deploy.fold import fold
 from deploy.graphs import export_vision, flatten_prompt
 from deploy.onnx_run import Feeds, run
 from deploy.precision import Precisions, decide_precisions, format_precisions, simplify, to_fp16
 from talent.model import TalentModel
 from tests import networks
+from tests.quantized import all_int8
 
 CONFIG = networks.SMALL
 STREAM_READERS = 2 * CONFIG.vision_depth + 1
@@ -106,7 +106,7 @@ def test_measured_fp16_is_right_within_the_usual_error(stressed: Case, calm: Cas
 
 
 def test_measured_int8_is_as_good_as_without_the_stress(stressed: Case, calm: Case) -> None:
-    error, usual = (one.error(to_int8(one.graph, calibration=one.samples, precisions=one.precisions))
+    error, usual = (one.error(all_int8(one.graph, one.samples, precisions=one.precisions))
                     for one in (stressed, calm))
     assert usual < 0.05  # eight bits: a scale that saturates would make ten times this
     assert error < 2 * usual

@@ -7,11 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.quantize import quantized_nodes, to_int8
+from calibration.quantize import quantized_nodes
 from deploy.fuse_rca import find_rca, fuse_rca
 from deploy.layer_losses import layer_losses, layer_names, loss_table
 from deploy.precision import to_fp16
 from tests.deploy import toy
+from tests.quantized import all_int8
 
 FEEDS = [toy.feeds(1, seed) for seed in (7, 8)]
 CALIBRATION = [toy.feeds(1, seed) for seed in range(3)]
@@ -102,7 +103,7 @@ def test_a_layer_with_coarse_weights_comes_first(plain, half, names, layer):
 
 
 def test_types_are_those_of_the_exported_graph(plain, names):
-    int8 = to_int8(plain, calibration=CALIBRATION)
+    int8 = all_int8(plain, CALIBRATION)
     graph = onnx.shape_inference.infer_shapes(int8, strict_mode=True).graph
     stored = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     words = {TensorProto.FLOAT16: "fp16", TensorProto.FLOAT: "fp32"}
@@ -176,7 +177,7 @@ def test_without_a_sample_nothing_can_be_said(plain):
 
 
 def test_the_table_is_aligned_and_short(plain, names):
-    losses = layer_losses(plain, to_int8(plain, calibration=CALIBRATION), feeds=FEEDS, names=names)
+    losses = layer_losses(plain, all_int8(plain, CALIBRATION), feeds=FEEDS, names=names)
     lines = loss_table(losses, count=5).split("\n")
     assert len(lines) == 6 and lines[0].split() == ["layer", "operator", "node", "in", "own", "error", "error", "peak"]
     for line, loss in zip(lines[1:], losses, strict=False):

@@ -1,0 +1,204 @@
+"""Which layers compute in INT8 when so much mIoU may be lost and no more.
+
+Each block is measured by itself; blocks join in the order of what they cost for what they bring, as many as the budget
+lets; of the blocks left out, single layers join in the same way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from calibration.arithmetic import share
+from calibration.sensitivity import Layers, Measured, Sensitivity
+
+RANKING_SAMPLES = 8
+"""On how many of the held-out expressions blocks and layers are ranked. What ships is measured on all of them."""
+CURVE = (0.25, 0.5, 0.75, 1.0)
+"""Parts of the order of blocks that are measured for the curve of mIoU over arithmetic."""
+MORE_TRIES = 8
+"""How many layers are tried one by one after the largest beginning of the order that stays within the budget."""
+
+_BLOCK = re.compile(r"vision\.blocks\.\d+|decoder\.layers\.\d+|[^./]+")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that are measured together: "vision.blocks.3", "neck", or those of a block that read one tensor."""
+
+    name: str
+    layers: Layers
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A block by itself in INT8. share: of all arithmetic. drop: mIoU lost. layers_in_int8: how many of its layers were
+    chosen in the end.
+    """
+
+    block: Block
+    share: float
+    drop: float
+    error: float
+    layers_in_int8: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the budget allows.
+
+    layers: to compute in INT8, none where no set was within the budget. bound: mIoU that may be lost. reference and
+    chosen: FP32 and the chosen set, on all held-out expressions. share: of all arithmetic that is in INT8; possible:
+    that could be. ranking: blocks, the one that loses most first, on `ranking_samples` expressions. tried: every set
+    that was held against the budget, with its share, in the order of trying. curve: share and mIoU lost as the blocks
+    join, from nothing to all, on `ranking_samples` expressions. order: the chosen blocks and layers, as they joined.
+    """
+
+    layers: Layers
+    bound: float
+    reference: Measured
+    chosen: Measured
+    share: float
+    possible: float
+    ranking: tuple[Ranked, ...]
+    ranking_samples: int
+    tried: tuple[tuple[float, Measured], ...]
+    curve: tuple[tuple[float, float], ...]
+    order: tuple[Block, ...]
+
+    @property
+    def drop(self) -> float:
+        """mIoU that the chosen set loses."""
+        return self.reference.miou - self.chosen.miou
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {
+            "layers": sorted(self.layers), "bound": self.bound, "share": self.share, "possible": self.possible,
+            "samples": self.chosen.samples, "miou_reference": self.reference.miou, "miou": self.chosen.miou,
+            "oiou_reference": self.reference.oiou, "oiou": self.chosen.oiou,
+            "nta_rate_reference": self.reference.nta_rate, "nta_rate": self.chosen.nta_rate,
+            "error": self.chosen.error, "ranking_samples": self.ranking_samples,
+            "ranking": [{"block": one.block.name, "layers": sorted(one.block.layers), "share": one.share,
+                         "drop": one.drop, "error": one.error, "layers_in_int8": one.layers_in_int8}
+                        for one in self.ranking],
+            "tried": [{"share": part, "layers": len(one.layers), "drop": self.reference.miou - one.miou,
+                       "error": one.error} for part, one in self.tried],
+            "curve": [{"share": part, "drop": drop} for part, drop in self.curve]}
+
+
+def blocks_of(layers: Iterable[str]) -> list[Block]:
+    """Layers by the block of the network that they belong to, in their order."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in layers:
+        groups[_BLOCK.match(name)[0]].append(name)
+    return [Block(name, frozenset(members)) for name, members in groups.items()]
+
+
+def parts_of(model: onnx.ModelProto, layers: Iterable[str]) -> list[Block]:
+    """Layers that read one tensor together, for they share its quantizer; named after the first of them."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    wanted = set(layers)
+    for node in model.graph.node:
+        if node.name in wanted:
+            groups[node.input[0]].append(node.name)
+    return [Block(members[0], frozenset(members)) for members in groups.values()]
+
+
+def choose_layers(model: onnx.ModelProto, layers: Sequence[str], sensitivity: Sensitivity, *, bound: float,
+                  flop: Mapping[str, int]) -> Choice:
+    """The largest set out of `layers` of a flat graph whose loss of mIoU stays within `bound`, as far as is looked.
+
+    flop: of `arithmetic`. Noise of rounding adds up, so a block's price is its squared error at the logits per
+    arithmetic; blocks are ordered by that, and the longest beginning of the order that stays within the budget is found
+    by bisection. So are then layers of the blocks that were left out, and up to MORE_TRIES more one by one.
+    """
+    search = _Search(sensitivity, bound, flop)
+    blocks = blocks_of(layers)
+    ranked = search.rank(blocks, "INT8 sensitivity of blocks")
+    curve = search.curve([one.block for one in ranked])
+    search.extend([one.block for one in ranked])
+    left = [part for block in blocks if not block.layers <= search.layers for part in parts_of(model, block.layers)]
+    if len(left) > 1:
+        search.extend([one.block for one in search.rank(left, "INT8 sensitivity of layers")], tries=MORE_TRIES)
+    ranking = sorted(ranked, key=lambda one: -one.error)
+    return Choice(
+        layers=search.layers, bound=bound, reference=search.reference, chosen=search.chosen,
+        share=share(flop, search.layers), possible=share(flop, layers), ranking_samples=search.ranking_samples,
+        ranking=tuple(replace(one, layers_in_int8=len(one.block.layers & search.layers)) for one in ranking),
+        tried=tuple((share(flop, one.layers), one) for one in search.tried), curve=curve, order=tuple(search.order))
+
+
+class _Search:
+    """What was chosen so far and what was tried."""
+
+    def __init__(self, sensitivity: Sensitivity, bound: float, flop: Mapping[str, int]) -> None:
+        self._sensitivity, self._bound, self._flop = sensitivity, bound, flop
+        self.order: list[Block] = []
+        self.tried: list[Measured] = []
+        self.ranking_samples = 0
+        self.reference, = sensitivity.measure([()], title="INT8 reference")
+        self.chosen = self.reference
+
+    @property
+    def layers(self) -> Layers:
+        return frozenset().union(*(block.layers for block in self.order))
+
+    def rank(self, blocks: Sequence[Block], title: str) -> list[Ranked]:
+        """Each block alone, the cheapest for what it brings first."""
+        measured = self._sensitivity.measure([(), *(block.layers for block in blocks)], samples=RANKING_SAMPLES,
+                                             title=title)
+        self.ranking_samples = measured[0].samples
+        ranked = [Ranked(block, share(self._flop, block.layers), measured[0].miou - one.miou, one.error)
+                  for block, one in zip(blocks, measured[1:], strict=True)]
+        return sorted(ranked, key=lambda one: one.error**2 / max(one.share, 1e-12))
+
+    def curve(self, blocks: Sequence[Block]) -> tuple[tuple[float, float], ...]:
+        """Share and mIoU lost of beginnings of `blocks`."""
+        sets = [frozenset().union(*(block.layers for block in blocks[:round(part * len(blocks))]))
+                for part in (0.0, *CURVE)]
+        measured = self._sensitivity.measure(sets, samples=RANKING_SAMPLES, title="INT8 curve")
+        return tuple((share(self._flop, one.layers), measured[0].miou - one.miou) for one in measured)
+
+    def extend(self, blocks: Sequence[Block], *, tries: int = 0) -> None:
+        """Take the longest beginning of `blocks` that stays within the budget, then up to `tries` of the others."""
+        start, fits, fails = list(self.order), 0, len(blocks) + 1
+        while fails - fits > 1:
+            count = len(blocks) if fails > len(blocks) else (fits + fails) // 2  # all of them first
+            if self._fits([*start, *blocks[:count]]):
+                fits = count
+            else:
+                fails = count
+        for block in blocks[fits + 1:fits + 1 + tries]:  # the next one was tried
+            self._fits([*self.order, block])
+
+    def _fits(self, order: list[Block]) -> bool:
+        """Measure the layers of `order`; where they stay within the budget they are what is chosen now."""
+        layers = frozenset().union(*(block.layers for block in order))
+        measured, = self._sensitivity.measure([layers], title=f"INT8 in {len(order)} blocks")
+        self.tried.append(measured)
+        fits = self.reference.miou - measured.miou <= self._bound
+        if fits:
+            self.order, self.chosen = order, measured
+        return fits
+
+
+def format_choice(choice: Choice) -> str:
+    """A table for people: what was chosen, then the blocks, the most sensitive first."""
+    what = (f"INT8: {len(choice.layers)} layers, {choice.share:.1%} of the arithmetic ({choice.possible:.1%} could be)"
+            if choice.layers else f"INT8: nothing; no block loses {choice.bound:g} mIoU or less")
+    lines = [f"{what}; mIoU {choice.reference.miou:.4f} -> {choice.chosen.miou:.4f}, budget {choice.bound:g}, on "
+             f"{choice.chosen.samples} held-out expressions, INT8 emulated",
+             f"  {'block alone in INT8':22}{'layers':>7}{'arithmetic':>12}{'error at logits':>17}{'mIoU drop':>11}"
+             "  INT8"]
+    for one in choice.ranking:
+        taken = ("yes" if one.layers_in_int8 == len(one.block.layers) else
+                 f"{one.layers_in_int8} of them" if one.layers_in_int8 else "no")
+        lines.append(f"  {one.block.name:22}{len(one.block.layers):>7}{one.share:>12.1%}{one.error:>17.2%}"
+                     f"{one.drop:>11.4f}  {taken}")
+    return "\n".join(lines)
