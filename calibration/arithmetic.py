@@ -49,7 +49,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     for value in graph.output:  # to be inferred anew
         value.type.tensor_type.ClearField("shape")
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.INT64:  # what shapes are made of
+        if tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) <= 8:  # shapes are made of these
             graph.initializer.append(tensor)
         else:  # its shape will do: a copy of the weights would be large
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))

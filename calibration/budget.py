@@ -6,6 +6,7 @@ lets; of the blocks left out, single layers join in the same way.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,18 +78,18 @@ class Choice:
         return self.reference.miou - self.chosen.miou
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
+        """Plain data for a JSON file; an error that is not finite is null."""
         return {
             "layers": sorted(self.layers), "bound": self.bound, "share": self.share, "possible": self.possible,
             "samples": self.chosen.samples, "miou_reference": self.reference.miou, "miou": self.chosen.miou,
             "oiou_reference": self.reference.oiou, "oiou": self.chosen.oiou,
             "nta_rate_reference": self.reference.nta_rate, "nta_rate": self.chosen.nta_rate,
-            "error": self.chosen.error, "ranking_samples": self.ranking_samples,
+            "error": _json_number(self.chosen.error), "ranking_samples": self.ranking_samples,
             "ranking": [{"block": one.block.name, "layers": sorted(one.block.layers), "share": one.share,
-                         "drop": one.drop, "error": one.error, "layers_in_int8": one.layers_in_int8}
+                         "drop": one.drop, "error": _json_number(one.error), "layers_in_int8": one.layers_in_int8}
                         for one in self.ranking],
             "tried": [{"share": part, "layers": len(one.layers), "drop": self.reference.miou - one.miou,
-                       "error": one.error} for part, one in self.tried],
+                       "error": _json_number(one.error)} for part, one in self.tried],
             "curve": [{"share": part, "drop": drop} for part, drop in self.curve]}
 
 
@@ -182,10 +183,14 @@ class _Search:
         layers = frozenset().union(*(block.layers for block in order))
         measured, = self._sensitivity.measure([layers], title=f"INT8 in {len(order)} blocks")
         self.tried.append(measured)
-        fits = self.reference.miou - measured.miou <= self._bound
+        fits = self.reference.miou - measured.miou <= self._bound and math.isfinite(measured.error)
         if fits:
             self.order, self.chosen = order, measured
         return fits
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def format_choice(choice: Choice) -> str:

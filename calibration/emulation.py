@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quantize import activation_scale, quantized_weight
+from deploy.mapped_weights import map_weights
 from deploy.onnx_run import Feeds, open_session, run_session
 
 _FLAG = "int8/"
@@ -34,7 +35,11 @@ class EmulatedInt8:
         self.layers = tuple(layers)
         self._scratch = tempfile.TemporaryDirectory()
         path = Path(self._scratch.name) / "switched.onnx"
-        onnx.save(_switched(model, frozenset(layers), ranges), path)
+        switched = _switched(model, frozenset(layers), ranges)
+        mapped = map_weights(switched.graph.initializer, path.parent)  # all may pass two gigabytes
+        del switched.graph.initializer[:]
+        switched.graph.initializer.extend(mapped)
+        onnx.save(switched, path)
         self._session = open_session(path)
 
     def run(self, feeds: Feeds, int8: Collection[str]) -> dict[str, np.ndarray]:

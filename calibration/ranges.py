@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.mapped_weights import map_weights
 from deploy.modelopt import known_nodes, modelopt, named, quiet, scratch
 from deploy.onnx_run import Feeds, open_session, progress, run_session
 from talent.errors import UserError, suggest
@@ -31,7 +32,6 @@ WORTHWHILE = 0.95
 BINS = 8192
 """Of a histogram: some 64 to a step of INT8 where nothing is clipped."""
 
-_INLINE_BYTES = 1024  # constants up to this stay in the ONNX file, where shape inference sees them
 _PART = 1 << 18  # values that are binned at a time
 
 
@@ -120,20 +120,8 @@ def _observed(model: onnx.ModelProto, outputs: Sequence[str], probes: Sequence[o
     graph.node.extend(reversed(nodes))
     graph.input.extend(model.graph.input)
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    with (directory / "weights.bin").open("wb") as file:
-        for tensor in (*model.graph.initializer, *constants):
-            if tensor.name not in needed:
-                continue
-            values = numpy_helper.to_array(tensor)
-            if tensor.data_type != TensorProto.FLOAT or values.nbytes <= _INLINE_BYTES:
-                graph.initializer.append(tensor)
-                continue
-            file.seek(-file.tell() % 4096, 1)  # a page: only what starts at one can be mapped
-            entry = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims,
-                                          data_location=TensorProto.EXTERNAL)
-            for key, value in (("location", "weights.bin"), ("offset", file.tell()), ("length", values.nbytes)):
-                entry.external_data.add(key=key, value=str(value))
-            file.write(np.ascontiguousarray(values).data)
+    graph.initializer.extend(map_weights((tensor for tensor in (*model.graph.initializer, *constants)
+                                          if tensor.name in needed), directory))
     return observed
 
 

@@ -15,6 +15,7 @@ from calibration.emulation import EmulatedInt8
 from calibration.records import Records, digest
 from deploy.onnx_run import Feeds
 from deploy.runtime.interface import LOGITS
+from talent.errors import UserError
 from talent.metrics import Score, SegmentationMetrics
 
 Layers = frozenset[str]
@@ -55,6 +56,7 @@ class Sensitivity:
 
     def __init__(self, network: EmulatedInt8, held_out: Iterable[HeldOut], records: Records) -> None:
         self._network, self._held_out, self._records = network, held_out, records
+        self._expected: dict[str, np.ndarray] = {}  # FP32 logits by expression, which every error is taken from
 
     def measure(self, sets: Sequence[Collection[str]], *, samples: int | None = None, title: str) -> list[Measured]:
         """One Measured per set, on the first `samples` expressions (None: all). title: of the progress bar."""
@@ -67,7 +69,7 @@ class Sensitivity:
                 keys = {layers: f"{held.digest} {names[layers]}" for layers in wanted}
                 missing = [layers for layers in wanted if keys[layers] not in self._records]
                 bar.update(len(wanted) - len(missing))
-                expected = self._network.run(held.feeds, ())[LOGITS] if missing else None
+                expected = self._fp32(held) if missing else None
                 for layers in missing:
                     logits = self._network.run(held.feeds, layers)[LOGITS] if layers else expected
                     self._records.put(keys[layers], _Answer.of(held.judge(logits), logits, expected).to_list())
@@ -76,6 +78,17 @@ class Sensitivity:
                     found[layers].append(_Answer.from_list(self._records[keys[layers]]))
         result = {layers: _summary(layers, answers) for layers, answers in found.items()}
         return [result[frozenset(layers)] for layers in sets]
+
+
+    def _fp32(self, held: HeldOut) -> np.ndarray:
+        """Raises UserError for logits that are not finite."""
+        if held.digest not in self._expected:
+            logits = self._network.run(held.feeds, ())[LOGITS]
+            if not np.isfinite(logits).all():
+                raise UserError("the network itself gave logits that are not finite on a held-out expression, as "
+                                "training that diverged does; export another checkpoint")
+            self._expected[held.digest] = logits
+        return self._expected[held.digest]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from deploy.mapped_weights import map_weights
 from deploy.modelopt import named
 from deploy.onnx_run import Feeds, open_session, progress, run_session
 
@@ -31,7 +32,6 @@ _MOVES = frozenset((
     "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"))  # rounding was done before them
 _HALF_INPUTS = {"Resize": 1}  # how many inputs become FP16 where not all do: a Resize's scales are FP32 always
-_INLINE_BYTES = 1024  # constants up to this stay in the ONNX file, where shape inference sees them
 
 
 @dataclass(frozen=True)
@@ -264,16 +264,5 @@ def _with_mapped_weights(model: onnx.ModelProto, directory: Path) -> onnx.ModelP
     graph.name = model.graph.name
     for field in ("node", "input", "output", "value_info"):
         getattr(graph, field).extend(getattr(model.graph, field))
-    with (directory / "weights.bin").open("wb") as file:
-        for tensor in model.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if tensor.data_type != TensorProto.FLOAT or values.nbytes <= _INLINE_BYTES:
-                graph.initializer.append(tensor)
-                continue
-            file.seek(-file.tell() % 4096, 1)  # a page: only what starts at one can be mapped
-            entry = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims,
-                                          data_location=TensorProto.EXTERNAL)
-            for key, value in (("location", "weights.bin"), ("offset", file.tell()), ("length", values.nbytes)):
-                entry.external_data.add(key=key, value=str(value))
-            file.write(np.ascontiguousarray(values).data)
+    graph.initializer.extend(map_weights(model.graph.initializer, directory))
     return named(mapped)

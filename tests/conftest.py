@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,15 @@ from deploy.precision import simplify
 from tests.deploy import toy
 
 PARITY = Path(__file__).resolve().parent / "data" / "upstream_parity"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where INT8 keeps what it measured during the tests: neither found from before nor left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("measurements")
+        patch.setenv("TALENT_EDGE_CACHE", str(directory))
+        yield directory
 
 
 @pytest.fixture(scope="session")
