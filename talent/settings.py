@@ -39,6 +39,8 @@ class TrainSettings:
         tune: full, adapters, lora or lora+adapters
         lora: rank, alpha, dropout and targets of LoRA
         train_heads: train neck, decoder and projector too (always in "full")
+        qat: train and validate through the rounding of INT8, so that best/ is what loses least with talent-export
+            --int8; with any `tune`, usually a short run from a trained network
         data: shapes, shapes-shifted, refcoco, refcoco+, refcocog, refcocog-google, or a .jsonl file (docs/data.md)
         data_root: folder of RefCOCO's files
         train_samples: use at most so many samples of the training split
@@ -76,6 +78,7 @@ class TrainSettings:
     tune: str = "lora+adapters"
     lora: LoraSettings = field(default_factory=LoraSettings)
     train_heads: bool = True
+    qat: bool = False
     data: str = "shapes"
     data_root: str | None = None
     train_samples: int | None = None
@@ -157,10 +160,12 @@ def _flat(values: dict) -> dict:
 
 OPTIONAL = ("config", "context_length", "init", "data_root", "train_samples", "val_samples", "epochs", "losses.cpcl",
             "losses.tccl")
+FLAGS = ("--qat",)  # may stand without a value
 EXAMPLE = """examples:
   talent-train --config recipes/tiny.yaml -o runs/tiny
   talent-train --init weights/tiny --data shapes-shifted --tune lora -o runs/shifted --steps 300
   talent-train --config recipes/mine.yaml --init weights/tiny --data data.jsonl -o runs/mine
+  talent-train --init runs/mine/best --data data.jsonl --tune lora --qat --steps 300 -o runs/mine-int8
   talent-train --config recipes/refcoco-base.yaml --pretrained true --data_root coco -o runs/refcoco
   talent-train --config recipes/refcoco-base.yaml --pretrained true --data_root coco -o runs/refcoco --resume true
 """
@@ -177,7 +182,7 @@ def parse_settings(argv: Sequence[str] | None) -> TrainSettings:
     parser.add_class_arguments(TrainSettings, skip={"output"})
     parser.add_argument("-o", "--output", required=True, help="directory of the run")
     try:
-        parsed = parser.parse_args(_config_first(argv))
+        parsed = parser.parse_args(_flags_with_values(_config_first(argv)))
         for name, value in parsed.items():  # jsonargparse lets a null in the YAML pass for every type
             if value is None and name not in OPTIONAL:
                 raise UserError(f"{name}: expected a value, received null; leave the line out to take the default")
@@ -196,6 +201,13 @@ def _config_first(argv: Sequence[str] | None) -> list[str]:
     finder.add_argument("--config", action="append", default=[])
     found, rest = finder.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     return [f"--config={path}" for path in found.config] + rest
+
+
+def _flags_with_values(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--qat true` in the place of `--qat` alone: jsonargparse wants a value for every setting."""
+    followers = [*argv[1:], "-"]
+    return [f"{argument}=true" if argument in FLAGS and follower.startswith("-") else argument
+            for argument, follower in zip(argv, followers, strict=True)]
 
 
 def _advice(message: str) -> str:

@@ -29,6 +29,7 @@ from talent.losses import Losses, talent_losses
 from talent.metrics import SegmentationMetrics
 from talent.model import TalentModel
 from talent.model.checkpointing import set_gradient_checkpointing
+from talent.model.fake_quantization import add_fake_quantization
 from talent.model.fast_linear import set_fast_linear
 from talent.model.lora import LoraSettings, add_lora, select_trainable, set_training_mode
 from talent.model.summary import parameter_table, summarise
@@ -44,6 +45,7 @@ from talent.worst_cases import draw_worst_cases
 __all__ = ["BEST", "Run", "main"]
 NAMES = ("loss", "segmentation", "cpcl", "tccl")
 SHOWN = 12  # validation samples on predictions.png
+CALIBRATION = 64  # samples that give the first ranges of fake quantization, as many as talent-export takes
 
 
 class Stopped(Exception):
@@ -106,6 +108,7 @@ class Run:
         self.model, self.optimizer = self.accelerator.prepare(
             self.checkpoint.model, build_optimizer(self.checkpoint.model, settings))
         self.average = MovingAverage(self.network, settings.ema) if settings.ema else None
+        self.quantization = add_fake_quantization(self.network) if settings.qat else None
         self.step = 0
         if state:
             self._restore(state)
@@ -154,6 +157,7 @@ class Run:
         scaler = self.accelerator.scaler
         return {"step": self.step, "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
+                "ranges": self.quantization.state_dict() if self.quantization else None,
                 "scaler": scaler.state_dict() if scaler else None}
 
     def _restore(self, state: dict) -> None:
@@ -161,14 +165,17 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average and state["average"]:
             self.average.load_state_dict(state["average"])
+        if self.quantization and state.get("ranges"):
+            self.quantization.load_state_dict(state["ranges"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def describe(self) -> str:
         device = f"{self.processes} x {self.accelerator.device.type}"
+        rounded = f", {len(self.quantization.layers)} layers through fake quantization" if self.quantization else ""
         return (f"{summarise(self.network)}\ntuning {self.settings.tune}: {self.steps} steps of {self.global_batch} of "
                 f"{len(self.samples)} samples, from step {self.step}; device {device}, precision "
-                f"{self.settings.precision}, {os.cpu_count()} CPU cores")
+                f"{self.settings.precision}{rounded}, {os.cpu_count()} CPU cores")
 
     def train(self) -> int:
         """Run to the last step, validating and saving on the way; returns the signal that ended it early, or 0."""
@@ -179,6 +186,8 @@ class Run:
                                             "parameters": parameter_table(self.network)})
             self.directory.rewind(self.step)
             print(self.describe())
+        if self.quantization and not self.quantization.calibrated:
+            self._calibrate()
         if not self.step:
             self._save_last()
         set_training_mode(self.network)
@@ -199,6 +208,18 @@ class Run:
                 if validate and not ended:
                     ended = self._validate(monitor)
         return ended
+
+    def _calibrate(self) -> None:
+        """First ranges: what the network makes of the samples of the first steps with nothing rounded, as exported."""
+        self.network.eval()
+        batches, steps = iter(self.loader()), min(self.steps - self.step, math.ceil(CALIBRATION / self.global_batch))
+        tqdm = require("tqdm", extra="train").tqdm
+        with self.quantization.observing(rounding=False), torch.no_grad():
+            for _ in tqdm(range(steps), desc="calibrate", leave=False, disable=None if self.is_main else True):
+                for batch in self._next(batches):
+                    image, tokens = (batch[name].to(self.accelerator.device) for name in ("image", "tokens"))
+                    self.network(image, tokens[:, 0])
+        self.quantization.update()
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.steps
@@ -236,6 +257,8 @@ class Run:
         self.optimizer.zero_grad()
         if self.average:
             self.average.update(self.network)
+        if self.quantization:
+            self.quantization.update()
         values = dict(zip(NAMES, means, strict=True)) | {"learning_rate": rate, "gradient_norm": norm}
         return values, self._signal() if signals else 0
 
@@ -266,7 +289,8 @@ class Run:
     def _losses(self, batch: dict[str, Tensor], count: Tensor) -> Losses:
         tokens = batch["tokens"]  # [B, 3, L]
         contrast = None if self.settings.losses.tlm == "none" else tokens[:, 1:]
-        output = self.model(batch["image"], tokens[:, 0], contrast)
+        with self.quantization.observing() if self.quantization else contextlib.nullcontext():
+            output = self.model(batch["image"], tokens[:, 0], contrast)
         return talent_losses(output, output.contrast, batch, self.settings.losses, count)
 
     def _refuse(self, parts: list[tuple[Tensor, Tensor]], norm: float) -> None:

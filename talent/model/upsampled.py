@@ -60,6 +60,10 @@ class UpsampledConvBatchNorm(ConvBatchNorm):
         self.register_buffer("taps", enlarging_taps(size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.convolved(x, self[0].weight)
+
+    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        """forward with another weight [O, C, 3, 3] in the place of the convolution's."""
         convolution, norm, activation = self
-        y = upsampled_convolution(x, convolution.weight, convolution.bias, self.taps)  # [B, 2h, 2h, O]
+        y = upsampled_convolution(x, weight, convolution.bias, self.taps)  # [B, 2h, 2h, O]
         return activation(norm(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)

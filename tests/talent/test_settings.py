@@ -44,6 +44,19 @@ def test_command_line_over_yaml(recipe, order):
     assert settings.lora == LoraSettings(rank=4, alpha=2.0) and settings.losses == LossWeights(cpcl=0.5, tccl=0.25)
 
 
+@pytest.mark.parametrize(("argv", "wanted"), [
+    ([], False), (["--qat"], True), (["--qat", "true"], True), (["--qat=true"], True), (["--qat", "false"], False),
+    (["--qat", "--steps", "3"], True), (["--steps", "3", "--qat"], True)])
+def test_fake_quantization_needs_no_value(argv, wanted):
+    assert parse_settings([*argv, "-o", "run"]).qat is wanted
+    assert parse_settings(["-o", "run", *argv]).qat is wanted
+
+
+def test_value_of_a_flag_is_checked():
+    assert '"qat"' in refused("--qat", "perhaps")
+    assert "stray" in refused("stray", "--qat")
+
+
 def refused(*argv: str) -> str:
     with pytest.raises(UserError) as caught:
         parse_settings(["-o", "run", *argv])
@@ -139,11 +152,11 @@ def test_differences_of_a_run_that_goes_on():
     other = dataclasses.replace(settings, output="elsewhere", resume=True, workers=3, cpu=True, batch_size=1,
                                 accumulate=16, checkpointing=True)
     assert other.differences(settings.to_dict()) == []
-    other = dataclasses.replace(settings, seed=2, lora=LoraSettings(rank=8), milestones=(0.5,))
+    other = dataclasses.replace(settings, seed=2, lora=LoraSettings(rank=8), milestones=(0.5,), qat=True)
     first, second = TrainSettings(output="run").milestones
     assert sorted(other.differences(settings.to_dict())) == [
         "lora.rank: expected 4, received 8", f"milestones: expected [{first}, {second}], received [0.5]",
-        "seed: expected 1, received 2"]
+        "qat: expected False, received True", "seed: expected 1, received 2"]
 
 
 def test_settings_of_another_version_do_not_matter():

@@ -89,8 +89,11 @@ def test_a_run_writes_checkpoints_metrics_and_pictures_and_is_not_overwritten(tm
 @pytest.mark.parametrize("changed", [
     ["--tune", "lora", "--lora.dropout", "0.3", "--accumulate", "2"],
     ["--tune", "full", "--ema", "0.8", "--schedule", "step", "--checkpointing", "true"],
-    ["--tune", "lora+adapters", "--precision", "bf16", "--losses.tlm", "rectified", "--epochs", "1.3"]],
-    ids=["LoRA, accumulation", "average, checkpointing", "bf16, rectified, epochs"])
+    ["--tune", "lora+adapters", "--precision", "bf16", "--losses.tlm", "rectified", "--epochs", "1.3"],
+    ["--tune", "lora", "--qat", "--lora.dropout", "0.3", "--accumulate", "2", "--checkpointing", "true"],
+    ["--tune", "full", "--qat", "--ema", "0.8", "--precision", "bf16"]],
+    ids=["LoRA, accumulation", "average, checkpointing", "bf16, rectified, epochs",
+         "fake quantization, LoRA, accumulation, checkpointing", "fake quantization, average, bf16"])
 @pytest.mark.usefixtures("quick")
 def test_resume_goes_on_as_if_uninterrupted(tmp_path, initial, monkeypatch, changed):
     """To the bit, with dropout and the optimiser's moments, after an interruption in the fourth step."""
