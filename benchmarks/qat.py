@@ -223,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--factor", type=float, default=80.0, help="of the loud channels (default: %(default)s)")
     result.add_argument("--share", type=float, default=0.05, help="of the channels, loud (default: %(default)s)")
     result.add_argument("--steps", type=int, default=250, help="of each run (default: %(default)s)")
-    result.add_argument("--samples", type=int, default=150, help="pictures of the test split (default: %(default)s)")
+    result.add_argument("--samples", type=int, default=300, help="pictures of the test split (default: %(default)s)")
     result.add_argument("--calibration", type=int, default=64, help="samples that set ranges (default: %(default)s)")
     result.add_argument("--threads", type=int, default=1, help="of each process (default: %(default)s)")
     result.add_argument("--seed", type=int, default=0, help="of the channels and the runs (default: %(default)s)")

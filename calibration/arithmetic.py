@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
+from deploy.onnx_run import part_of
+
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
@@ -37,11 +39,8 @@ def share(flop: Mapping[str, int], layers: Iterable[str]) -> float:
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor whose shape ONNX infers when every open size is 1."""
-    fixed = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    fixed = part_of(model, "node", "input", "output")
     graph = fixed.graph
-    graph.name = model.graph.name
-    for field in ("node", "input", "output"):
-        getattr(graph, field).extend(getattr(model.graph, field))
     for value in graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.dim_value:

@@ -77,8 +77,11 @@ class FolderCandidates:
         if not self.folder.is_dir():
             raise UserError(f"expected a folder of pictures, received {self.folder}, which is none")
         self.source = Source(self.folder.resolve().name, None, size)
-        self.names = sorted(path.name for path in self.folder.iterdir()
-                            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file())
+        try:
+            self.names = sorted(path.name for path in self.folder.iterdir()
+                                if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file())
+        except OSError as error:
+            raise UserError(f"cannot list the pictures of {self.folder}: {error.strerror}") from error
         if not self.names:
             raise UserError(f"{self.folder} has no pictures; expected files that end with {', '.join(SUFFIXES)}")
         self.sentences = _read_sentences(self.folder / SENTENCES if sentences is None else Path(sentences))

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibration.budget import Choice, Ranked
+from calibration.budget import Choice
 from talent.require import require
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 YES, PARTLY, NO, BUDGET = "#1f6feb", "#e6a117", "#9aa0a6", "#c0392b"
 FAINT = "#cccccc"
+COLOURS = {"yes": (YES, "in INT8"), "partly": (PARTLY, "partly"), "no": (NO, "stays FP16")}
 
 
 def draw_choice(choice: Choice, path: Path, *, title: str) -> None:
@@ -33,19 +34,23 @@ def draw_choice(choice: Choice, path: Path, *, title: str) -> None:
 
 def _draw_sets(choice: Choice, axes: Axes) -> None:
     """Every set that was measured: its share of the arithmetic, and what it loses."""
-    others = [(part, choice.reference.miou - one.miou) for part, one in choice.tried if one.layers != choice.layers]
+    others = [(part, choice.reference.miou - one.miou) for part, one in choice.tried
+              if one.layers != choice.chosen.layers]
     full, few = f"{choice.chosen.samples} expressions", f"{choice.ranking_samples} expressions"
     axes.axhline(0, color=FAINT, linewidth=1, zorder=0)
     axes.axhline(choice.bound, color=BUDGET, linewidth=1.2, linestyle="--", label=f"budget {choice.bound:g}")
-    axes.axvline(100 * choice.possible, color=NO, linewidth=1.2, linestyle=":", label="all that can be INT8")
+    axes.axvline(100 * choice.share(), color=NO, linewidth=1.2, linestyle=":", label="all that can be INT8")
     if choice.curve:
         axes.plot([100 * part for part, _ in choice.curve], [drop for _, drop in choice.curve], marker=".", color=NO,
                   label=f"blocks as they join, {few}")
     if others:
         axes.plot([100 * part for part, _ in others], [drop for _, drop in others], marker="o", linestyle="",
                   markerfacecolor="none", color="black", label=f"tried, {full}")
-    axes.plot(100 * choice.share, choice.drop, marker="o", markersize=9, linestyle="", color=YES, clip_on=False,
-              label=f"chosen, {full}" if choice.layers else "chosen: nothing")
+    axes.plot(100 * choice.share(choice.chosen.layers), choice.drop, marker="o", markersize=9, linestyle="", color=YES,
+              clip_on=False, label=f"chosen, {full}" if choice.chosen.layers else "chosen: nothing")
+    if choice.fewer:
+        axes.axvline(100 * choice.share(choice.layers), color=YES, linewidth=1.2, linestyle=":",
+                     label="left in the finished bundle")
     drops = [0.0, choice.bound, *(drop for _, drop in (*others, *choice.curve)), choice.drop]
     room = 0.08 * (max(drops) - min(drops) or 1.0)
     axes.set(xlabel="share of the arithmetic in INT8 (%)", ylabel="mIoU lost", xlim=(-2, 102),
@@ -58,15 +63,16 @@ def _draw_blocks(choice: Choice, axes: Axes) -> None:
     blocks = choice.ranking[::-1]
     longest = max((one.error for one in blocks if math.isfinite(one.error)), default=0.0) or 0.01
     lengths = [100 * (one.error if math.isfinite(one.error) else longest) for one in blocks]
-    axes.barh([one.block.name for one in blocks], lengths, color=[_colour(one) for one in blocks])
+    axes.barh([one.block.name for one in blocks], lengths,
+              color=[COLOURS[choice.taken(one.block)][0] for one in blocks])
     for row, one in enumerate(blocks):
         axes.annotate(f"{one.drop:+.4f}" + ("" if math.isfinite(one.error) else ", not finite"), (lengths[row], row),
                       xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set(xlabel="error at the logits (%); beside the bar: mIoU lost", xlim=(0, 118 * longest),
              ylim=(-0.6, len(blocks) - 0.4))
     axes.tick_params(axis="y", labelsize=9, length=0)
-    for colour, label in ((YES, "in INT8"), (PARTLY, "partly"), (NO, "stays FP16")):
-        if any(_colour(one) == colour for one in blocks):
+    for taken, (colour, label) in COLOURS.items():
+        if any(choice.taken(one.block) == taken for one in blocks):
             axes.barh(blocks[0].block.name, 0, color=colour, label=label)
     _finish(axes, f"each block alone, {choice.ranking_samples} expressions", columns=3)
 
@@ -78,7 +84,3 @@ def _finish(axes: Axes, title: str, *, columns: int) -> None:
     figure = axes.get_figure()
     axes.legend(frameon=False, fontsize=9, ncols=columns, loc="upper center",
                 bbox_to_anchor=(0.5, -0.55 / (figure.get_figheight() - 2)))
-
-
-def _colour(one: Ranked) -> str:
-    return YES if one.layers_in_int8 == len(one.block.layers) else PARTLY if one.layers_in_int8 else NO

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quantize import activation_scale, quantized_weight
 from deploy.mapped_weights import map_weights
-from deploy.onnx_run import Feeds, open_session, run_session
+from deploy.onnx_run import Feeds, open_session, part_of, run_session
 
 _FLAG = "int8/"
 
@@ -27,7 +27,7 @@ _FLAG = "int8/"
 class EmulatedInt8:
     """A flat FP32 graph whose `layers` (names of MatMul, Gemm and Conv nodes with constant weights) can be INT8.
 
-    ranges: the largest magnitude by activation tensor, as `calibration.ranges.measure_ranges` gives it. To be used in a
+    ranges: the largest magnitude by activation tensor, as `calibration.ranges.find_ranges` finds it. To be used in a
     `with` block, which ends with the session and its files gone.
     """
 
@@ -62,11 +62,8 @@ class EmulatedInt8:
 
 
 def _switched(model: onnx.ModelProto, layers: frozenset[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
-    switched = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    switched = part_of(model, "input", "output", "initializer")
     graph = switched.graph
-    graph.name = model.graph.name
-    for field in ("input", "output", "initializer"):
-        getattr(graph, field).extend(getattr(model.graph, field))
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in model.graph.node:
         if node.name not in layers:

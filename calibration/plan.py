@@ -22,6 +22,7 @@ from calibration.records import Records, digest
 from calibration.sensitivity import HeldOut, Layers, Sensitivity
 from calibration.smooth import ChannelStatistics, Smoothing, channel_statistics, smooth
 from deploy.onnx_run import Feeds
+from talent import provenance
 from talent.errors import UserError
 
 VERSION = "1"
@@ -31,7 +32,7 @@ VERSION = "1"
 @dataclass(frozen=True)
 class Int8Plan:
     """What is to compute in INT8. ranges: of every layer that could be. choice: None where all layers were wanted,
-    whatever that loses. fewer: how many blocks of the choice were taken out again, as the finished bundle lost more.
+    whatever that loses.
     """
 
     layers: Layers
@@ -39,7 +40,6 @@ class Int8Plan:
     ranges: tuple[Range, ...]
     smoothing: tuple[Smoothing, ...]
     choice: Choice | None
-    fewer: int = 0
 
     @property
     def largest(self) -> dict[str, float]:
@@ -47,18 +47,13 @@ class Int8Plan:
         return {one.tensor: one.range for one in self.ranges}
 
     def smaller(self) -> Int8Plan:
-        """The plan without the blocks that joined last, a quarter of those that are left; in the end without any.
-
-        Only for a plan with a choice.
-        """
-        left = len(self.choice.order) - self.fewer
-        fewer = self.fewer + max(1, left // 4)
-        kept = self.choice.order[:len(self.choice.order) - fewer]
-        return replace(self, layers=frozenset().union(*(block.layers for block in kept)), fewer=fewer)
+        """The plan with a smaller choice (`Choice.smaller`). Only for a plan with a choice."""
+        choice = self.choice.smaller()
+        return replace(self, layers=choice.layers, choice=choice)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
-        return {"layers": sorted(self.layers), "method": self.method, "blocks_taken_out": self.fewer,
+        return {"layers": sorted(self.layers), "method": self.method,
                 "choice": self.choice.to_dict() if self.choice else None,
                 "smoothing": [one.to_dict() for one in self.smoothing],
                 "ranges": [one.to_dict() for one in self.ranges]}
@@ -77,7 +72,8 @@ def plan_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], identity:
     layers = quantizable(model, exclude=exclude)
     if not layers:
         raise UserError("INT8 was asked for, but no linear layer or convolution is left to quantize; exclude fewer")
-    records = Records(cache, digest((VERSION, *identity, method, *layers)))
+    versions = provenance.versions("onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", "numpy")
+    records = Records(cache, digest((VERSION, str(sorted(versions.items())), *identity, method, *layers)))
     if "channels" not in records:
         records.put("channels", [one.to_dict() for one in channel_statistics(model, layers, calibration=calibration)])
     model, smoothing = smooth(model, layers, [ChannelStatistics.from_dict(one) for one in records["channels"]])
@@ -97,9 +93,6 @@ def plan_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], identity:
 def format_plan(plan: Int8Plan) -> str:
     """For people: the choice, what was smoothed, what is clipped."""
     lines = [format_choice(plan.choice) if plan.choice else f"INT8: {len(plan.layers)} layers, all that can be"]
-    if plan.fewer:
-        lines.append(f"  {plan.fewer} blocks were taken out again, because the finished bundle lost more than the "
-                     f"budget; {len(plan.layers)} layers stay in INT8")
     smoothed = [one for one in plan.smoothing if one.alpha]
     if smoothed:
         best = min(smoothed, key=lambda one: one.error_after / one.error_before)

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from calibration.ranges import LARGEST_INTEGER
 from deploy.fuse_rca import find_rca
 from deploy.modelopt import known_nodes
+from deploy.onnx_run import part_of
 from deploy.precision import Precisions, to_fp16
 from talent.errors import UserError
 
@@ -82,11 +83,8 @@ def quantize(model: onnx.ModelProto, layers: Iterable[str], ranges: Mapping[str,
     if unfit := layers - set(quantizable(model)):
         raise UserError(f"cannot quantize {', '.join(sorted(unfit))}: expected linear layers and convolutions with "
                         f"constant weights and {MIN_INT8_CHANNELS} channels or more")
-    quantized = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    quantized = part_of(model, "input", "output", "initializer")
     graph = quantized.graph
-    graph.name = model.graph.name
-    for field in ("input", "output", "initializer"):
-        getattr(graph, field).extend(getattr(model.graph, field))
     weights = {tensor.name: tensor for tensor in graph.initializer}
     dequantized: dict[str, str] = {}  # by tensor
     for original in model.graph.node:

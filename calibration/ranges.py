@@ -8,18 +8,16 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from deploy.mapped_weights import map_weights
+from calibration.observe import observe
 from deploy.modelopt import known_nodes, modelopt, named, quiet, scratch
-from deploy.onnx_run import Feeds, open_session, progress, run_session
+from deploy.onnx_run import Feeds, progress
 from talent.errors import UserError, suggest
 from talent.require import require
 
@@ -40,8 +38,8 @@ class Range:
     """What INT8 is to hold of a tensor.
 
     range: the largest magnitude that is not clipped, above zero: LARGEST_INTEGER, a scale of one, where the tensor was
-    zero on all samples. largest: the largest magnitude that was seen. percentile: which of PERCENTILES was taken. Both
-    are None where the method does not tell.
+    zero on all samples. largest: the largest magnitude that was seen (of such a tensor ModelOpt says LARGEST_INTEGER
+    too). percentile: which of PERCENTILES was taken. Both are None where the method does not tell.
     """
 
     tensor: str
@@ -51,13 +49,6 @@ class Range:
 
     def to_dict(self) -> dict[str, str | float | None]:
         return dict(vars(self))
-
-
-def measure_ranges(model: onnx.ModelProto, names: Iterable[str], *, calibration: Iterable[Feeds],
-                   method: str) -> dict[str, float]:
-    """Range of every activation that the nodes in `names` read, by tensor: see `find_ranges`."""
-    found = find_ranges(model, names, calibration=calibration, method=method)
-    return {entry.tensor: entry.range for entry in found}
 
 
 def find_ranges(model: onnx.ModelProto, names: Iterable[str], *, calibration: Iterable[Feeds],
@@ -88,41 +79,6 @@ def find_ranges(model: onnx.ModelProto, names: Iterable[str], *, calibration: It
     ranges = _by_modelopt(model, names, calibration, method)
     return tuple(Range(tensor, found, largest=found if method == "max" else None,
                        percentile=100.0 if method == "max" else None) for tensor, found in ranges.items())
-
-
-def observe(model: onnx.ModelProto, outputs: Sequence[str], *, calibration: Iterable[Feeds], title: str,
-            probes: Sequence[onnx.NodeProto] = (), constants: Sequence[onnx.TensorProto] = (),
-            ) -> Iterator[dict[str, np.ndarray]]:
-    """Per sample, the float32 tensors `outputs` of a graph to which `probes`, that read `constants`, were added.
-
-    Only what leads to the outputs is computed. Weights are mapped from a file, so that this needs little more memory
-    than running the model; `model` is left as it is. title: of the progress bar.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "observed.onnx"
-        onnx.save(_observed(model, outputs, probes, constants, Path(directory)), path)
-        session = open_session(path)
-        for feeds in progress(calibration, title):
-            yield run_session(session, feeds)
-
-
-def _observed(model: onnx.ModelProto, outputs: Sequence[str], probes: Sequence[onnx.NodeProto],
-              constants: Sequence[onnx.TensorProto], directory: Path) -> onnx.ModelProto:
-    """What of `model` and `probes` leads to `outputs`, with the large constants in a file of `directory`."""
-    needed, nodes = set(outputs), []
-    for node in reversed((*model.graph.node, *probes)):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    observed = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = observed.graph
-    graph.name = model.graph.name
-    graph.node.extend(reversed(nodes))
-    graph.input.extend(model.graph.input)
-    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    graph.initializer.extend(map_weights((tensor for tensor in (*model.graph.initializer, *constants)
-                                          if tensor.name in needed), directory))
-    return observed
 
 
 def largest_magnitudes(model: onnx.ModelProto, tensors: Sequence[str], *,

@@ -17,10 +17,16 @@ from talent.errors import UserError
 
 
 def cache_directory() -> Path:
-    """$TALENT_EDGE_CACHE, else talent-edge in $XDG_CACHE_HOME or ~/.cache."""
+    """$TALENT_EDGE_CACHE, else talent-edge in $XDG_CACHE_HOME or ~/.cache. Raises UserError where there is no home."""
     if own := os.environ.get("TALENT_EDGE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talent-edge"
+    if there := os.environ.get("XDG_CACHE_HOME"):
+        return Path(there) / "talent-edge"
+    try:
+        return Path.home() / ".cache" / "talent-edge"
+    except RuntimeError as error:
+        raise UserError(f"found no place to keep measurements in ({error}); set TALENT_EDGE_CACHE to a directory that "
+                        "can be written") from error
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -50,10 +56,11 @@ class Records:
             raise _unusable(self.path, error) from error
         for line in content.splitlines():
             try:
-                key, value = json.loads(line)
-            except ValueError:
+                [key, value] = json.loads(line)
+            except (ValueError, TypeError):
                 continue  # cut off when a run was killed: measured again
-            self._values[key] = value
+            if isinstance(key, str):
+                self._values[key] = value
         if content and not content.endswith(b"\n"):
             self._append(b"\n")
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,17 @@ class CalibrationSet:
         """Hexadecimal SHA-256 of the pictures and expressions in order; names and places do not count."""
         content = [[entry.sha256, entry.expression] for entry in self.entries]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Digest of what the network is fed: pictures, tokens and the side of its input."""
+        tokens = self.tokenizer([entry.expression for entry in self.entries])
+        return hashlib.sha256(f"{self.digest} {self.source.size}".encode() + tokens.tobytes()).hexdigest()
+
+    def thinned(self, count: int) -> CalibrationSet:
+        """At most `count` of the samples, taken evenly."""
+        count = min(count, len(self))
+        return replace(self, entries=tuple(self.entries[number] for number in _thinned(len(self), count)))
 
     @property
     def pictures(self) -> list[Entry]:

@@ -25,11 +25,11 @@ Layers = frozenset[str]
 class HeldOut:
     """An expression about a picture that calibration did not see.
 
-    feeds: of the vision graph, for one picture and one expression. judge: logits float32 [1, 1, h, w] to a score.
-    digest: of all that the score depends on but the network.
+    feeds: makes the inputs of the vision graph for one picture and one expression. judge: logits float32 [1, 1, h, w]
+    to a score. digest: of all that the score depends on but the network.
     """
 
-    feeds: Feeds
+    feeds: Callable[[], Feeds]
     judge: Callable[[np.ndarray], Score]
     digest: str
 
@@ -69,9 +69,10 @@ class Sensitivity:
                 keys = {layers: f"{held.digest} {names[layers]}" for layers in wanted}
                 missing = [layers for layers in wanted if keys[layers] not in self._records]
                 bar.update(len(wanted) - len(missing))
-                expected = self._fp32(held) if missing else None
+                feeds = held.feeds() if missing else {}
+                expected = self._fp32(held, feeds) if missing else None
                 for layers in missing:
-                    logits = self._network.run(held.feeds, layers)[LOGITS] if layers else expected
+                    logits = self._network.run(feeds, layers)[LOGITS] if layers else expected
                     self._records.put(keys[layers], _Answer.of(held.judge(logits), logits, expected).to_list())
                     bar.update()
                 for layers in wanted:
@@ -79,11 +80,10 @@ class Sensitivity:
         result = {layers: _summary(layers, answers) for layers, answers in found.items()}
         return [result[frozenset(layers)] for layers in sets]
 
-
-    def _fp32(self, held: HeldOut) -> np.ndarray:
+    def _fp32(self, held: HeldOut, feeds: Feeds) -> np.ndarray:
         """Raises UserError for logits that are not finite."""
         if held.digest not in self._expected:
-            logits = self._network.run(held.feeds, ())[LOGITS]
+            logits = self._network.run(feeds, ())[LOGITS]
             if not np.isfinite(logits).all():
                 raise UserError("the network itself gave logits that are not finite on a held-out expression, as "
                                 "training that diverged does; export another checkpoint")

@@ -18,7 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.ranges import LARGEST_INTEGER, observe
+from calibration.observe import observe
+from calibration.ranges import LARGEST_INTEGER
 from deploy.modelopt import known_nodes, named
 from deploy.onnx_run import Feeds
 from talent.errors import UserError

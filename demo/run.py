@@ -189,6 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_command("talent-export", export.main, TUNED, f"--{precision}", "-o", output, "--parity", "32",
                     *options)
         bundles[precision] = Bundle.load(output)
+        if bundles[precision].precision != precision:
+            raise UserError(f"expected the demo's network to be exported to {precision.upper()}, received "
+                            f"{bundles[precision].precision.upper()}: its training went wrong, or INT8 did; the "
+                            "ranking above says which blocks lose most")
 
     step("The bundles on the same test split")
     for precision, bundle in bundles.items():

@@ -16,6 +16,7 @@ from deploy.build import check_batch
 from deploy.builders import choose_runtime, usable_runtimes
 from deploy.bundle import CALIBRATION_LIST, PRECISIONS, REPORT
 from deploy.cost import format_costs
+from deploy.onnx_files import RANGES
 from deploy.parity import check_bound
 from deploy.pipeline import (
     CALIBRATION,
@@ -72,18 +73,18 @@ def parser() -> argparse.ArgumentParser:
                              f"{SENTENCES})")
     result.add_argument("--calibration-list", type=Path, metavar="FILE",
                         help=f"take the very samples of another export: its {CALIBRATION_LIST}")
-    result.add_argument("--int8-ranges", choices=METHODS, default="percentile",
+    result.add_argument("--int8-ranges", choices=METHODS,
                         help="percentile clips an activation where that makes less error, max never, entropy as "
-                             "ModelOpt does (default %(default)s)")
-    result.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N",
+                             f"ModelOpt does (default {RANGES})")
+    result.add_argument("--held-out", type=int, metavar="N",
                         help="expressions on which INT8 layers are chosen, apart from those of --parity (default "
-                             "%(default)s)")
+                             f"{HELD_OUT})")
     result.add_argument("--parity", type=int, default=PARITY, metavar="N",
                         help="expressions that are compared (default %(default)s)")
     result.add_argument("--max-miou-drop", type=float, help=f"mIoU that may be lost (default {MAX_MIOU_DROP})")
     result.add_argument("--allow-drop", action="store_true",
                         help="write the bundle however much mIoU is lost, and record that (not one with infinities); "
-                             "with --int8 every layer that can be is quantized, unmeasured")
+                             "with --int8 every layer that can be is quantized, without choosing")
     result.add_argument("--fp32-ops", nargs="*", default=list(FP32_OPS), metavar="OPERATOR",
                         help="operators that stay in FP32 whatever is measured; none after the flag for none (default "
                              f"{' '.join(FP32_OPS)})")
@@ -107,13 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.calibration_list is not None and arguments.calibration is not None:
         raise UserError(f"expected --calibration or --calibration-list, received both; {arguments.calibration_list} "
                         "says how many samples there are: leave --calibration out")
+    for name in ("int8_ranges", "held_out"):
+        if getattr(arguments, name) is not None and arguments.precision != "int8":
+            raise UserError(f"--{name.replace('_', '-')} is for --int8, received --{arguments.precision}: leave it out")
     check_batch(arguments.batch)
     options = ExportOptions(
         precision=arguments.precision, data=arguments.data, data_root=arguments.data_root,
         image_size=arguments.image_size, calibration=arguments.calibration,
         calibration_data=arguments.calibration_data, sentences=arguments.sentences,
-        calibration_list=arguments.calibration_list, int8_ranges=arguments.int8_ranges,
-        cache=cache_directory() / "int8", held_out=arguments.held_out, parity=arguments.parity,
+        calibration_list=arguments.calibration_list, int8_ranges=arguments.int8_ranges or RANGES,
+        cache=cache_directory() / "int8" if arguments.precision == "int8" else None,
+        held_out=arguments.held_out or HELD_OUT, parity=arguments.parity,
         max_miou_drop=arguments.max_miou_drop, allow_drop=arguments.allow_drop, fp32_ops=tuple(arguments.fp32_ops),
         fp32_nodes=tuple(arguments.fp32_nodes), fp16_nodes=tuple(arguments.fp16_nodes),
         engines=not arguments.no_engine, batch=arguments.batch)
@@ -156,8 +161,8 @@ def print_summary(exported: Exported) -> None:
             print(f"{runtime.name} is installed too; for its engines, run: "
                   + build_command(bundle.directory, runtime=runtime.name))
     if exported.int8 is not None and not exported.int8.layers:
-        print(f"INT8 was asked for, but no layer can be INT8 within {exported.int8.choice.bound:g} mIoU: this bundle "
-              "is FP16; allow more (--max-miou-drop), or finish the training with talent-train --tune lora --qat")
+        print(f"INT8 was asked for, but no set of layers stayed within {exported.int8.choice.bound:g} mIoU: this "
+              "bundle is FP16; allow more (--max-miou-drop), or finish the training with talent-train --qat")
     print(f"wrote the {bundle.precision} bundle {bundle.directory}")
 
 

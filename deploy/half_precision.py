@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.mapped_weights import map_weights
 from deploy.modelopt import named
-from deploy.onnx_run import Feeds, open_session, progress, run_session
+from deploy.onnx_run import Feeds, open_session, part_of, progress, run_session
 
 ERROR_SAMPLES = 2
 """On how many samples errors are measured by default."""
@@ -259,10 +259,7 @@ def _with_mapped_weights(model: onnx.ModelProto, directory: Path) -> onnx.ModelP
 
     ONNX Runtime maps that file, and the copies of the graph that measuring makes are small.
     """
-    mapped = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    mapped = part_of(model, "node", "input", "output", "value_info")
     graph = mapped.graph
-    graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(graph, field).extend(getattr(model.graph, field))
     graph.initializer.extend(map_weights(model.graph.initializer, directory))
     return named(mapped)

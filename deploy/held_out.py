@@ -12,7 +12,7 @@ import numpy as np
 from calibration.sensitivity import HeldOut
 from deploy.graphs import vision_inputs
 from deploy.parity import chosen_questions
-from talent.data.sample import Samples
+from talent.data.sample import Sample, Samples
 from talent.evaluate import Question
 from talent.image import probability_on_photo
 from talent.metrics import Score, score
@@ -29,7 +29,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Sample:
         return self.samples[self.indices[index]]
 
 
@@ -43,9 +43,16 @@ def divide(samples: Samples, first: int, second: int) -> tuple[Samples, Samples]
     return (Part(samples, sorted(chosen)), Part(samples, [index for index in range(total) if index not in chosen]))
 
 
+def spread(samples: Samples) -> Samples:
+    """`samples` in an order of which every beginning lies evenly in the whole: multiples of the golden ratio do."""
+    golden = (5**0.5 - 1) / 2
+    return Part(samples, sorted(range(len(samples)), key=lambda index: index * golden % 1))
+
+
 @dataclass(frozen=True)
 class HeldOutExpressions:
-    """Expressions of `samples`, at most `expressions` of them, chosen as the parity gate chooses; read anew each time.
+    """Expressions of `samples`, at most `expressions` of them, read anew each time; the first ones lie as evenly in the
+    data set as all of them do.
 
     model: the folded network, which gives the prompt tensors.
     """
@@ -62,9 +69,11 @@ class HeldOutExpressions:
         return self.expressions
 
     def __iter__(self) -> Iterator[HeldOut]:
-        for question in chosen_questions(self.samples, self.expressions, image_size=self.image_size):
+        total, taken = len(self.samples), min(self.expressions, len(self.samples))
+        samples = spread(Part(self.samples, [number * total // taken for number in range(taken)]))
+        for question in chosen_questions(samples, self.expressions, image_size=self.image_size):
             tokens = self.tokenizer([question.expression])
-            yield HeldOut(vision_inputs(self.model, question.image, tokens),
+            yield HeldOut(partial(vision_inputs, self.model, question.image, tokens),
                           partial(_judge, question, self.threshold), _digest(question, tokens, self.threshold))
 
 

@@ -6,7 +6,6 @@ B batch, L tokens of a sentence, S image size.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,8 @@ from talent.errors import UserError, suggest
 from talent.model import TalentModel
 
 EXTERNAL_DATA_BYTES = 1_000_000_000
-FP16_SAMPLES = 8  # that set ranges of FP16; more move them little, and each costs a run
+FP16_SAMPLES = 8  # that set ranges of FP16 beside INT8; more move them little, and each costs a run
+RANGES = "percentile"
 SPARED = ("projector.conv2.*",)
 """Never quantized: the last convolution before the dynamic one, whose noise nothing evens out before the logits."""
 
@@ -45,7 +45,7 @@ class PrecisionOptions:
     """
 
     precision: str
-    int8_ranges: str = "percentile"
+    int8_ranges: str = RANGES
     cache: Path | None = None
     fp32_ops: tuple[str, ...] = FP32_OPS
     fp32_nodes: tuple[str, ...] = ()
@@ -73,16 +73,15 @@ class Graph:
 class GraphFeeds:
     """Inputs of one of the two graphs, one sample at a time, as often as they are asked for.
 
-    samples: image [1, 3, S, S] and tokens [1, L] of each, to be read again and again. limit: only the first ones.
+    samples: image [1, 3, S, S] and tokens [1, L] of each, to be read again and again.
     """
 
     name: str
     model: TalentModel
     samples: Iterable[tuple[np.ndarray, np.ndarray]]
-    limit: int | None = None
 
     def __iter__(self) -> Iterator[Feeds]:
-        for image, tokens in itertools.islice(self.samples, self.limit):
+        for image, tokens in self.samples:
             yield {TOKENS: tokens} if self.name == "text" else vision_inputs(self.model, image, tokens)
 
 
@@ -108,22 +107,31 @@ def export_graphs(model: TalentModel, options: PrecisionOptions, calibration: Ca
         for name, graph in graphs.items():
             if options.precision != "fp32":
                 if name == "vision" and options.precision == "int8":
-                    identity = (*(provenance.sha256(one.plain) for one in graphs.values()), calibration.digest)
-                    chosen = select_nodes([*wanted[name]["fp32_nodes"], *wanted[name]["fp16_nodes"], *SPARED],
-                                          nodes[name], argument="fp32_nodes and fp16_nodes")
+                    identity = [*(provenance.sha256(one.plain) for one in graphs.values()), calibration.identity]
+                    chosen = select_nodes([*wanted[name]["fp32_nodes"], *wanted[name]["fp16_nodes"]], nodes[name],
+                                          argument="fp32_nodes and fp16_nodes") | spared(nodes[name])
                     plain, plan = plan_int8(
                         onnx.load(graph.plain), calibration=GraphFeeds(name, model, calibration), identity=identity,
                         method=options.int8_ranges, exclude=chosen, bound=bound, held_out=held_out, cache=options.cache)
                     onnx.save(plain, graph.plain)  # smoothed: what layers are compared with
                     del plain
                     graph = replace(graph, int8=plan)
-                samples = GraphFeeds(name, model, calibration, limit=FP16_SAMPLES)
+                samples = GraphFeeds(name, model, calibration.thinned(FP16_SAMPLES) if options.precision == "int8"
+                                     else calibration)
                 graph = replace(graph, flat=scratch / f"{name}.flat.onnx",
                                 precisions=decide_precisions(onnx.load(graph.plain), calibration=samples,
                                                              **wanted[name]))
             graphs[name] = finish(name, graph, directory)
             bar.update()
     return graphs
+
+
+def spared(nodes: Iterable[str]) -> set[str]:
+    """The nodes that SPARED names. Raises RuntimeError where there are none."""
+    found = {name for pattern in SPARED for name in fitting(pattern, list(nodes))}
+    if not found:
+        raise RuntimeError(f"the vision graph has no node that fits {', '.join(SPARED)}; was the projector renamed?")
+    return found
 
 
 def finish(name: str, graph: Graph, directory: Path) -> Graph:
@@ -188,6 +196,7 @@ def requested(options: PrecisionOptions,
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """Write and check an ONNX file; weights lie beside it, and leave `model`, only where they pass a gigabyte."""
+    (path.parent / f"{path.name}.data").unlink(missing_ok=True)  # onnx would write behind what lies there
     external = model.ByteSize() > EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)

@@ -1,4 +1,4 @@
-"""Running an ONNX graph on the CPU.
+"""Running an ONNX graph on the CPU, and taking parts of one.
 
 A run's inputs are `Feeds`: arrays by input name.
 """
@@ -18,6 +18,15 @@ from talent.require import require
 
 Feeds = Mapping[str, np.ndarray]
 """One run's graph inputs by name."""
+
+
+def part_of(model: onnx.ModelProto, *fields: str) -> onnx.ModelProto:
+    """A model with copies of these fields of the graph of `model` ("node", "input", ...) and no others."""
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = model.graph.name
+    for field in fields:
+        getattr(part.graph, field).extend(getattr(model.graph, field))
+    return part
 
 
 def deviation(model: onnx.ModelProto, reference: onnx.ModelProto, *, feeds: Feeds,

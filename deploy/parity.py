@@ -21,7 +21,7 @@ from talent.errors import UserError
 from talent.evaluate import Predict, Question, questions
 from talent.metrics import SegmentationMetrics, iou, score
 
-LIGHTER = {"int8": "export with --fp16, or calibrate on more samples (--calibration)", "fp16": "export with --fp32"}
+LIGHTER = {"fp16": "export with --fp32"}
 """What to try where a precision loses too much."""
 
 
@@ -130,19 +130,21 @@ def measure_parity(segmenter: Segmenter, reference: Predict, samples: Samples, *
         nta_rate_reference=wanted.get("NTA rate"), nta_rate=mine.get("NTA rate"))
 
 
-def check_drop(parity: Parity, *, precision: str, bound: float, allowed: bool, data: str,
+def check_drop(parity: Parity, *, precision: str, bound: float, allowed: bool, data: str, fallback: bool = False,
                layers: Callable[[], str] | None = None) -> dict[str, Any]:
     """The gate: what the manifest records of a bundle that may ship.
 
     bound: mIoU that it may lose. allowed: whether it ships all the same (--allow-drop); "allowed_drop" records that it
-    took this. data: the data set's name. layers: text about the layers that lost most, asked for when the gate closes.
+    took this. data: the data set's name. fallback: whether INT8 was asked for and this is not. layers: text about the
+    layers that lost most, asked for when the gate closes.
     Raises UserError where more is lost than `bound` and that is not allowed, and for a bound that is no number.
     """
     check_bound(bound)
     passed = parity.miou_drop <= bound
     if not passed and not allowed:
         remedies = [LIGHTER[precision]] if precision in LIGHTER else []
-        remedies.append("add --allow-drop to ship it all the same")
+        add = f"export with --{precision} and" if fallback else "add"
+        remedies.append(f"{add} --allow-drop to ship it all the same")
         raise UserError(f"{precision} loses {parity.miou_drop:.4f} mIoU ({parity.miou_reference:.4f} -> "
                         f"{parity.miou:.4f} on {parity.samples} expressions of {data}), expected at most {bound:g}; no "
                         f"bundle was written; {', or '.join(remedies)}" + (f"\n{layers()}" if layers else ""))

@@ -34,7 +34,7 @@ from deploy.precision import Precisions
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
 from talent.checkpoint import WEIGHTS, Checkpoint, load_checkpoint
-from talent.data.registry import open_dataset
+from talent.data.registry import check_name, open_dataset
 from talent.data.sample import Samples
 from talent.errors import UserError
 from talent.evaluate import torch_predictor
@@ -167,12 +167,19 @@ def _export(source: Path, directory: Path, scratch: Path, options: ExportOptions
                     "merge_allowed": shrinking.merge_allowed, "calibration_samples": len(calibration),
                     "calibration_sha256": calibration.digest},
             versions=provenance.versions(*PACKAGES))
-        with Segmenter(bundle, backend="onnxruntime") as segmenter:
-            parity = compare(segmenter, checkpoint, compared_on, graphs, model, options)
-        if not budgeted or not plan.layers or parity.miou_drop <= options.bound:
-            break
-        warn(f"the finished bundle loses {parity.miou_drop:.4f} mIoU with {len(plan.layers)} layers in INT8, expected "
-             f"at most {options.bound:g}: it is made again with fewer")
+        try:
+            with Segmenter(bundle, backend="onnxruntime") as segmenter:
+                parity = measure_parity(segmenter, torch_predictor(checkpoint.model), compared_on,
+                                        expressions=options.parity)
+            if not budgeted or not plan.layers or parity.miou_drop <= options.bound:
+                break
+            lost = f"loses {parity.miou_drop:.4f} mIoU"
+        except NotFiniteError as error:
+            if not budgeted or not plan.layers:
+                raise broken(error, graphs, model) from error
+            lost = "gives logits that are not finite"
+        warn(f"the finished bundle {lost} with {len(plan.layers)} layers in INT8, expected at most {options.bound:g} "
+             "mIoU: it is made again with fewer")
         graphs["vision"] = finish("vision", replace(graphs["vision"], int8=plan.smaller()), directory)
     bundle = bundle.with_parity(gate(bundle, checkpoint, parity, compared_on, graphs, model, options))
     return Exported(bundle, shrinking, precisions, plan)
@@ -187,6 +194,7 @@ def open_split(split: str, checkpoint: Checkpoint, options: ExportOptions, lengt
 def calibration_set(checkpoint: Checkpoint, options: ExportOptions) -> CalibrationSet:
     """The samples that set ranges. Warns where they are few for INT8, or unlike those of the val split."""
     size = checkpoint.config.image_size
+    check_name(options.data)
     candidates = open_candidates(options.calibration_data or options.data, size=size, sentences=options.sentences,
                                  root=options.data_root)
     if options.calibration_list is not None:
@@ -229,18 +237,11 @@ def shrink(checkpoint: Checkpoint, images: np.ndarray, tokens: np.ndarray) -> tu
     return model, Shrinking(merged, changed, allowed, folds, before, network_cost(model, *example))
 
 
-def compare(segmenter: Segmenter, checkpoint: Checkpoint, samples: Samples, graphs: Mapping[str, Graph],
-            model: TalentModel, options: ExportOptions) -> Parity:
-    """A bundle beside PyTorch FP32, in ONNX Runtime. model: folded, for the feeds.
-
-    Raises UserError, with the layers that broke, where logits are not finite.
-    """
-    try:
-        return measure_parity(segmenter, torch_predictor(checkpoint.model), samples, expressions=options.parity)
-    except NotFiniteError as error:
-        losses = find_losses(graphs, model, error.image, error.tokens)
-        table = f"\n{loss_table(losses)}" if losses else ""
-        raise UserError(f"{error}; no bundle was written{table}") from error
+def broken(error: NotFiniteError, graphs: Mapping[str, Graph], model: TalentModel) -> UserError:
+    """The error for people: with the layers that broke. model: folded, for the feeds."""
+    losses = find_losses(graphs, model, error.image, error.tokens)
+    table = f"\n{loss_table(losses)}" if losses else ""
+    return UserError(f"{error}; no bundle was written{table}")
 
 
 def gate(bundle: Bundle, checkpoint: Checkpoint, parity: Parity, samples: Samples, graphs: Mapping[str, Graph],
@@ -261,7 +262,8 @@ def gate(bundle: Bundle, checkpoint: Checkpoint, parity: Parity, samples: Sample
         warn(f"PyTorch itself finds next to nothing on {options.data} (mIoU {parity.miou_reference:.3f}), so that what "
              "the bundle lost says nothing; give data of the kind that the checkpoint was trained on with --data")
     return check_drop(parity, precision=bundle.precision, bound=options.bound, allowed=options.allow_drop,
-                      data=options.data, layers=(lambda: loss_table(losses)) if losses else None)
+                      data=options.data, fallback=bundle.precision != options.precision,
+                      layers=(lambda: loss_table(losses)) if losses else None)
 
 
 def save_report(shrinking: Shrinking, precisions: Mapping[str, Precisions], plan: Int8Plan | None,

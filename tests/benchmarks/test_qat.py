@@ -144,7 +144,7 @@ def test_what_is_shipped_shows_it():
     content = json.loads((ROOT / "benchmarks" / "results" / "qat.json").read_text())
     results = {result["case"]: result for result in content["results"]}
     assert points(results) == pytest.approx(content["points"])
-    assert 4 <= content["points"]["lost"] <= 15 and content["points"]["recovered by qat"] >= 3
+    assert content["points"]["lost"] >= 4 and content["points"]["recovered by qat"] >= 3
     assert content["points"]["recovered by qat"] - content["points"]["recovered by lora"] >= 2
     assert content["recipe"] == qat.RECIPE
     defaults = qat.parser().parse_args(["-o", "qat.json"])

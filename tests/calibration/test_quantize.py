@@ -8,13 +8,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.quantize import quantizable, quantize, quantized_nodes, to_int8
-from calibration.ranges import measure_ranges
 from deploy.fuse_rca import fuse_rca
 from deploy.onnx_run import deviation, run
 from deploy.precision import decide_precisions
 from talent.errors import UserError
 from tests.deploy import toy
-from tests.quantized import all_int8
+from tests.quantized import all_int8, measure_ranges
 
 CALIBRATION = [toy.feeds(2, seed) for seed in range(3)]
 FRESH = toy.feeds(3, seed=9)
@@ -88,7 +87,7 @@ def test_int8_excludes_by_name(plain) -> None:
 
 def test_only_the_layers_that_are_named_are_quantized(plain) -> None:
     names = quantizable(plain)[3:5]
-    ranges = measure_ranges(plain, names, calibration=CALIBRATION, method="percentile")
+    ranges = measure_ranges(plain, names, calibration=CALIBRATION)
     assert quantized_nodes(to_int8(plain, names, ranges, decide_precisions(plain))) == set(names)
 
 
@@ -123,7 +122,7 @@ def test_no_quantizer_stands_between_a_layer_and_its_residual(int8) -> None:
 def test_quantized_layers_compute_what_integers_give(plain) -> None:
     """One linear layer against INT8 arithmetic by hand: sums of products of integers, times both scales."""
     node = layer(plain, "blocks.0.fc2.bias", "MatMul")
-    largest = measure_ranges(plain, [node.name], calibration=CALIBRATION, method="percentile")[node.input[0]]
+    largest = measure_ranges(plain, [node.name], calibration=CALIBRATION)[node.input[0]]
     model = quantize(plain, [node.name], {node.input[0]: largest})
     for name in (node.input[0], node.output[0]):
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

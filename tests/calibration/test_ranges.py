@@ -22,12 +22,12 @@ from calibration.ranges import (
     find_ranges,
     histogram,
     largest_magnitudes,
-    measure_ranges,
     squared_error,
 )
 from deploy.onnx_run import Feeds, run_session, session
 from talent.errors import UserError
 from tests.deploy import toy
+from tests.quantized import measure_ranges
 
 SAMPLES = 8
 

@@ -47,7 +47,8 @@ def test_a_line_that_was_cut_off_is_passed_over_and_the_file_goes_on(tmp_path: P
 
 
 def test_what_is_no_record_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "network.jsonl").write_bytes(b'\xff\xfe\n{"a": 1}\n["b"]\n\n["c", 2]\n\x00\x00\x00\n')
+    lines = (b"\xff\xfe", b'{"a": 1}', b'["b"]', b"5", b"null", b'[["d"], 1]', b"", b'["c", 2]', b"\x00\x00\x00", b"")
+    (tmp_path / "network.jsonl").write_bytes(b"\n".join(lines))
     kept = Records(tmp_path, "network")
     assert len(kept) == 1 and kept["c"] == 2
 

@@ -261,6 +261,29 @@ def test_the_digest_is_of_contents_not_of_places(chosen) -> None:
     assert len({chosen.digest, digest(expression="the mug"), digest(sha256="0" * 64)}) == 3
 
 
+def test_the_identity_is_of_what_the_network_is_fed(chosen) -> None:
+    def identity(**changes) -> str:
+        first, *others = chosen.entries
+        return dataclasses.replace(chosen, entries=(dataclasses.replace(first, **changes), *others)).identity
+
+    larger = dataclasses.replace(chosen, source=dataclasses.replace(chosen.source, size=SIZE + 14))
+    shorter = dataclasses.replace(chosen, tokenizer=Tokenizer.load(ROOT / "weights/tiny/tokenizer.json", 16))
+    assert larger.digest == shorter.digest == chosen.digest
+    different = {chosen.identity, larger.identity, shorter.identity, identity(expression="the mug"),
+                 identity(sha256="0" * 64), dataclasses.replace(chosen, entries=chosen.entries[::-1]).identity}
+    assert len(different) == 6 and identity(name="moved", index=7) == chosen.identity
+
+
+def test_a_thinned_set_has_its_samples_evenly(chosen) -> None:
+    for count, numbers in ((8, range(0, 32, 4)), (1, [0]), (3, [0, 10, 21]), (32, range(32)), (99, range(32))):
+        thinned = chosen.thinned(count)
+        assert thinned.entries == tuple(chosen.entries[number] for number in numbers)
+        assert (thinned.source, thinned.space, thinned.pool) == (chosen.source, chosen.space, chosen.pool)
+    (image, tokens), entry = next(iter(chosen.thinned(8))), chosen.entries[0]
+    np.testing.assert_array_equal(image, preprocess(chosen.picture(entry), SIZE)[0])
+    np.testing.assert_array_equal(tokens, TOKENIZER(entry.expression))
+
+
 def test_a_picture_that_changed_since_is_named(folder, tmp_path: Path) -> None:
     choose(open_candidates(folder, size=32), count=5, tokenizer=TOKENIZER).save(tmp_path / "set.json")
     image = noise(1)

@@ -51,7 +51,7 @@ class Expressions:
     def __iter__(self) -> Iterator[HeldOut]:
         for number in range(1, self.count + 1):
             self.read += 1
-            yield HeldOut({"x": np.float32(number)}, partial(judge, number), f"expression {number}")
+            yield HeldOut(partial(dict, x=np.float32(number)), partial(judge, number), f"expression {number}")
 
 
 def test_numbers_by_hand() -> None:
@@ -73,7 +73,7 @@ def test_numbers_by_hand() -> None:
 def test_no_rate_where_no_picture_had_other_instances() -> None:
     class Alone(Expressions):
         def __iter__(self) -> Iterator[HeldOut]:
-            return (held for held in super().__iter__() if held.feeds["x"] > 2)
+            return (held for held in super().__iter__() if held.feeds()["x"] > 2)
 
     assert Sensitivity(Network(), Alone(4), Records(None, "")).measure([["a"]], title="alone")[0].nta_rate is None
 

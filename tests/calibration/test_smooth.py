@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.observe import observe
 from calibration.quantize import quantizable, quantize
-from calibration.ranges import observe
 from calibration.smooth import (
     ALPHAS,
     LARGEST_DIVISOR,

@@ -60,8 +60,8 @@ def test_int8_engine_has_int8_products_and_fp16_engine_has_none(rtx: Runtime, fo
     """The plan names the tensors it computes: the quantizer's output survives as a layer's input only in INT8."""
     plans = {name: build_engine(folder / f"{name}.onnx", tmp_path / f"{name}.plan", profiles=toy.profiles(),
                                 runtime="tensorrt_rtx").path.read_bytes() for name in ("fp16", "int8")}
-    assert b"layer_norm_QuantizeLinear_Output" in plans["int8"]
-    assert b"QuantizeLinear_Output" not in plans["fp16"]
+    assert b"layer_norm/quantized" in plans["int8"]
+    assert b"/quantized" not in plans["fp16"]
 
 
 def test_builds_for_named_archs(rtx: Runtime, folder: Path, tmp_path: Path) -> None:

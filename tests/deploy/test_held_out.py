@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from deploy.held_out import HeldOutExpressions, divide
+from deploy.held_out import HeldOutExpressions, divide, spread
 from deploy.parity import chosen_questions
 from deploy.runtime.interface import IMAGE
 from talent.data.sample import Sample
@@ -63,6 +63,18 @@ def test_a_part_ends_where_it_ends() -> None:
         one[len(one)]
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 8, 13, 48, 72, 97, 200])
+def test_every_beginning_of_what_is_spread_is_even(total: int) -> None:
+    """Between neighbours of the first k lie less than twice as many others as if they were in equal steps; from the
+    last one to the first the whole begins anew."""
+    part = spread([str(number) for number in range(total)])
+    order = [int(part[index]) for index in range(len(part))]
+    assert sorted(order) == list(range(total))
+    for count in range(1, total + 1):
+        taken = np.sort(order[:count])
+        assert np.diff([*taken, taken[0] + total]).max() < 2 * total / count, f"the first {count}"
+
+
 def expressions(model: TalentModel, tokenizer: Tokenizer, samples, count: int = 4, *,
                 threshold: float = 0.35) -> HeldOutExpressions:
     return HeldOutExpressions(model, tokenizer, samples, count, SIZE, threshold)
@@ -75,7 +87,7 @@ def test_the_judge_scores_as_evaluation_does(model, tokenizer) -> None:
     predict, answered = torch_predictor(model), 0
     threshold = 0.35
     held_out = expressions(model, tokenizer, samples, threshold=threshold)
-    questions = list(chosen_questions(samples, 4, image_size=SIZE))
+    questions = list(chosen_questions(spread(samples), 4, image_size=SIZE))
     for held, question in zip(held_out, questions, strict=True):
         logits = predict(question.image, tokenizer([question.expression]))
         logits = logits - np.quantile(logits, 0.7)  # the network is random: so its mask is neither empty nor all
@@ -83,7 +95,7 @@ def test_the_judge_scores_as_evaluation_does(model, tokenizer) -> None:
                          question.sample.others)
         assert held.judge(logits) == expected
         answered += expected.intersection > 0 and expected.covers_wrong_instance is not None
-        assert np.array_equal(held.feeds[IMAGE], question.image) and len(held.feeds) > 3
+        assert np.array_equal(held.feeds()[IMAGE], question.image) and len(held.feeds()) > 3
     assert answered
 
 
@@ -91,6 +103,28 @@ def stretched(sample: Sample) -> Sample:
     """Twice as wide."""
     return dataclasses.replace(sample, image=sample.image.repeat(2, 1), mask=sample.mask.repeat(2, 1),
                                others=tuple(other.repeat(2, 1) for other in sample.others))
+
+
+def test_the_first_expressions_lie_all_over_the_data_set(model, tokenizer) -> None:
+    """In rising order, the first eight of 48 would be the first sixth of it."""
+    read: list[int] = []
+
+    class Noticing:
+        def __init__(self, samples) -> None:
+            self.samples = samples
+
+        def __len__(self) -> int:
+            return 48
+
+        def __getitem__(self, index: int) -> Sample:
+            read.append(index)
+            return self.samples[index % 2]
+
+    held_out = iter(expressions(model, tokenizer, Noticing(ShapesDataset(split="val", size=SIZE, length=2)), 48))
+    for _ in range(8):
+        next(held_out)
+    assert len(set(read)) == 8
+    assert [sum(start <= index < start + 12 for index in read) for start in range(0, 48, 12)] == [2] * 4
 
 
 def test_they_can_be_read_again_and_are_no_more_than_asked_for(model, tokenizer) -> None:

@@ -207,8 +207,10 @@ def test_what_passes_the_bound_does_not_and_says_why(lossy):
     message, table = str(caught.value).split("\n")
     assert table == "layer  own error"
     for wanted in ("int8 loses 0.0500 mIoU (0.8000 -> 0.7500 on 2 expressions of shapes)", "expected at most 0.01;",
-                   "no bundle was written", "--fp16", "--allow-drop"):
+                   "no bundle was written; add --allow-drop to ship it all the same"):
         assert wanted in message
+    with pytest.raises(UserError, match="export with --fp32, or export with --fp16 and --allow-drop to ship it all"):
+        check_drop(lossy, precision="fp16", bound=0.005, allowed=False, data="shapes", fallback=True)
     with pytest.raises(UserError, match="export with --fp32, or add --allow-drop"):
         check_drop(lossy, precision="fp16", bound=0.002, allowed=False, data="shapes")
     with pytest.raises(UserError, match="no bundle was written; add --allow-drop"):

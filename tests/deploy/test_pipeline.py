@@ -198,3 +198,16 @@ def test_large_weights_lie_beside_the_file(resized, tmp_path, monkeypatch):
         assert sorted(path.name for path in directory.iterdir()) == files
         for name, value in run(onnx.load(directory / TEXT), feeds=feeds).items():
             assert np.array_equal(value, run(model, feeds=feeds)[name])
+
+
+def test_a_graph_that_is_written_again_leaves_nothing_of_the_old_one(resized, tmp_path, monkeypatch):
+    """As the vision graph is, where the gate takes layers out of INT8."""
+    path, weights = tmp_path / TEXT, tmp_path / f"{TEXT}.data"
+    monkeypatch.setattr("deploy.onnx_files.EXTERNAL_DATA_BYTES", 1_000)
+    save_graph(onnx.load(resized[0] / TEXT), path)
+    files = {file.name: file.read_bytes() for file in (path, weights)}
+    save_graph(onnx.load(resized[0] / TEXT), path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    monkeypatch.setattr("deploy.onnx_files.EXTERNAL_DATA_BYTES", 1_000_000_000)
+    save_graph(onnx.load(resized[0] / TEXT), path)
+    assert list(tmp_path.iterdir()) == [path]
