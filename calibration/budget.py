@@ -76,8 +76,8 @@ class Choice:
         return self.reference.miou - self.chosen.miou
 
     def share(self, layers: Iterable[str] | None = None) -> float:
-        """Which part of all arithmetic `layers` do; None for all that could be INT8."""
-        return sum(self.shares[name] for name in (self.shares if layers is None else layers))
+        """Which part of all arithmetic `layers` do, in whatever order; None for all that could be INT8."""
+        return math.fsum(self.shares[name] for name in (self.shares if layers is None else layers))
 
     def smaller(self) -> Choice:
         """Without the blocks that joined last, a quarter of those that are left; in the end without any."""

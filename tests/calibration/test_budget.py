@@ -119,6 +119,8 @@ def test_the_choice_is_the_documented_one_where_drops_add_up(seed: int) -> None:
     assert choice.drop == pytest.approx(sum(prices[name] for name in choice.layers)) and choice.drop <= bound
     assert choice.share(choice.layers) == pytest.approx(share(flop, choice.layers))
     assert choice.share() == pytest.approx(share(flop, layers)) and choice.share() < 1 and choice.share([]) == 0
+    orders = [layers, layers[::-1], [layers[index] for index in rng.permutation(len(layers))]]
+    assert {choice.share(order) for order in orders} == {choice.share()}  # a set has no order: no digit depends on it
     assert choice.chosen.layers == choice.layers and choice.chosen.samples == choice.reference.samples == SAMPLES
     assert frozenset().union(*(block.layers for block in choice.order)) == choice.layers
     assert sum(len(block.layers) for block in choice.order) == len(choice.layers)
