@@ -27,6 +27,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are scripts, not installed
 
+from benchmarks.figures import finish, titled  # noqa: E402
 from deploy.evaluate import open_network  # noqa: E402
 from deploy.pipeline import ExportOptions, export_bundle  # noqa: E402
 from talent import provenance  # noqa: E402
@@ -203,14 +204,11 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2})
         exact = results["hard"]["metrics"][name]
         axes.axhline(exact, color="#c0392b", linewidth=1.2, linestyle="--", label="FP32, before any run")
-        axes.set(title=f"{name} ({'lower' if name.startswith('NTA') else 'higher'} is better)",
+        axes.set(title=titled(name),
                  ylim=(0, 1.1 * max(*heights, exact)))
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("A network made hard to quantize, exported to INT8")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    finish(figure, panels, path)
 
 
 def parser() -> argparse.ArgumentParser:

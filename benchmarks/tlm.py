@@ -21,6 +21,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are scripts, not installed
 
+from benchmarks.figures import finish, titled  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from talent.data.registry import open_dataset  # noqa: E402
@@ -94,14 +95,11 @@ def draw(results: Sequence[dict], path: Path) -> None:
         for seed in sorted({result["seed"] for result in results}):
             own = {result["kind"]: result["metrics"][name] for result in results if result["seed"] == seed}
             axes.plot(KINDS, [own[kind] for kind in KINDS], marker="o", linewidth=1, label=f"seed {seed}")
-        axes.set(title=f"{name} ({'lower' if name.startswith('NTA') else 'higher'} is better)")
+        axes.set(title=titled(name))
         axes.margins(x=0.15, y=0.2)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    pyplot.close(figure)
+    finish(figure, panels, path)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,9 +36,7 @@ class EmulatedInt8:
         self._scratch = tempfile.TemporaryDirectory()
         path = Path(self._scratch.name) / "switched.onnx"
         switched = _switched(model, frozenset(layers), ranges)
-        mapped = map_weights(switched.graph.initializer, path.parent)  # all may pass two gigabytes
-        del switched.graph.initializer[:]
-        switched.graph.initializer.extend(mapped)
+        switched.graph.initializer.extend(map_weights(model.graph.initializer, path.parent))  # all may pass 2 GB
         onnx.save(switched, path)
         self._session = open_session(path)
 
@@ -62,9 +60,10 @@ class EmulatedInt8:
 
 
 def _switched(model: onnx.ModelProto, layers: frozenset[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
-    switched = part_of(model, "input", "output", "initializer")
+    """The graph with its switches, without the constants of `model`."""
+    switched = part_of(model, "input", "output")
     graph = switched.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.name not in layers:
             graph.node.append(node)

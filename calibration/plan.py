@@ -7,7 +7,7 @@ and samples, or one that was killed, takes up what was done.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def plan_int8(model: onnx.ModelProto, *, calibration: Iterable[Feeds], identity:
         records.put("channels", [one.to_dict() for one in channel_statistics(model, layers, calibration=calibration)])
     model, smoothing = smooth(model, layers, [ChannelStatistics.from_dict(one) for one in records["channels"]])
     if "ranges" not in records:
-        records.put("ranges", [asdict(one) for one in find_ranges(model, layers, calibration=calibration,
-                                                                  method=method)])
+        records.put("ranges", [one.to_dict() for one in find_ranges(model, layers, calibration=calibration,
+                                                                    method=method)])
     ranges = tuple(Range(**one) for one in records["ranges"])
     plan = Int8Plan(frozenset(layers), method, ranges, smoothing, None)
     if bound is None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from calibration.candidates import Candidates, Source
 from calibration.coverage import FEATURES, Space, covering, distances, features, gaps, spread_lengths
+from talent.data.sample import evenly
 from talent.errors import UserError
 from talent.files import atomic_write
 from talent.image import preprocess
@@ -90,7 +91,7 @@ class CalibrationSet:
     def thinned(self, count: int) -> CalibrationSet:
         """At most `count` of the samples, taken evenly."""
         count = min(count, len(self))
-        return replace(self, entries=tuple(self.entries[number] for number in _thinned(len(self), count)))
+        return replace(self, entries=tuple(self.entries[number] for number in evenly(len(self), count)))
 
     @property
     def pictures(self) -> list[Entry]:
@@ -207,7 +208,7 @@ def choose(candidates: Candidates, *, tokenizer: Tokenizer, count: int = COUNT, 
     if not len(candidates):
         raise UserError(f"expected pictures to calibrate on, received none: {candidates.source.data} is empty")
     size = min(max(pool, count), len(candidates))
-    pictures, said = _read_pool(candidates, _thinned(len(candidates), size))
+    pictures, said = _read_pool(candidates, evenly(len(candidates), size))
     measured = np.array([picture.features for picture in pictures])  # [N, D]
     space = Space.of(measured)
     points = space.points(measured)
@@ -234,11 +235,6 @@ def choose(candidates: Candidates, *, tokenizer: Tokenizer, count: int = COUNT, 
         entries.append(entry)
     return CalibrationSet(tuple(sorted(entries, key=lambda entry: entry.index)), candidates.source, seed, size, space,
                           _normal(points, chosen), candidates, tokenizer)
-
-
-def _thinned(length: int, count: int) -> list[int]:
-    """`count` places at even distances in 0..length-1."""
-    return [number * length // count for number in range(count)]
 
 
 def _read_pool(candidates: Candidates, indices: Sequence[int]) -> tuple[list[_Picture], Counter[tuple[str, ...]]]:
@@ -296,7 +292,7 @@ def far_ratio(samples: CalibrationSet, evaluation: Candidates, *, pictures: int 
     if not samples.normal:
         return None
     chosen = np.array([features(samples.picture(entry)) for entry in _progress(samples.pictures, "calibration set")])
-    indices = _thinned(len(evaluation), min(pictures, len(evaluation)))
+    indices = evenly(len(evaluation), min(pictures, len(evaluation)))
     measured = np.array([features(evaluation[index].image) for index in _progress(indices, "evaluation set")])
     away = distances(samples.space.points(measured), samples.space.points(chosen))
     return float(np.median(away)) / samples.normal

@@ -12,25 +12,12 @@ import numpy as np
 from calibration.sensitivity import HeldOut
 from deploy.graphs import vision_inputs
 from deploy.parity import chosen_questions
-from talent.data.sample import Sample, Samples
+from talent.data.sample import Samples, Subset, evenly
 from talent.evaluate import Question
 from talent.image import probability_on_photo
 from talent.metrics import Score, score
 from talent.model import TalentModel
 from talent.tokenizer import Tokenizer
-
-
-class Part:
-    """The samples of a data set with these indices."""
-
-    def __init__(self, samples: Samples, indices: range | list[int]) -> None:
-        self.samples, self.indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[self.indices[index]]
 
 
 def divide(samples: Samples, first: int, second: int) -> tuple[Samples, Samples]:
@@ -40,13 +27,13 @@ def divide(samples: Samples, first: int, second: int) -> tuple[Samples, Samples]
         return samples, samples
     count = min(max(round(total * first / (first + second)), 1), total - 1)
     chosen = {(2 * number + 1) * total // (2 * count) for number in range(count)}
-    return (Part(samples, sorted(chosen)), Part(samples, [index for index in range(total) if index not in chosen]))
+    return (Subset(samples, sorted(chosen)), Subset(samples, [index for index in range(total) if index not in chosen]))
 
 
 def spread(samples: Samples) -> Samples:
     """`samples` in an order of which every beginning lies evenly in the whole: multiples of the golden ratio do."""
     golden = (5**0.5 - 1) / 2
-    return Part(samples, sorted(range(len(samples)), key=lambda index: index * golden % 1))
+    return Subset(samples, sorted(range(len(samples)), key=lambda index: index * golden % 1))
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class HeldOutExpressions:
 
     def __iter__(self) -> Iterator[HeldOut]:
         total, taken = len(self.samples), min(self.expressions, len(self.samples))
-        samples = spread(Part(self.samples, [number * total // taken for number in range(taken)]))
+        samples = spread(Subset(self.samples, evenly(total, taken)))
         for question in chosen_questions(samples, self.expressions, image_size=self.image_size):
             tokens = self.tokenizer([question.expression])
             yield HeldOut(partial(vision_inputs, self.model, question.image, tokens),

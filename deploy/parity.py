@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deploy.runtime.segmenter import Segmenter
-from talent.data.sample import Samples
+from talent.data.sample import Samples, evenly
 from talent.errors import UserError
 from talent.evaluate import Predict, Question, questions
 from talent.metrics import SegmentationMetrics, iou, score
@@ -169,10 +169,10 @@ def chosen_questions(samples: Samples, expressions: int | None, *, image_size: i
         raise UserError(f"expected at least one expression to compare, received {expressions}")
     taken = pictures if expressions is None else min(expressions, pictures)
     left = expressions
-    bar = tqdm(range(taken), desc=label, unit="picture", leave=False, disable=None if label else True)
-    for turn in bar:
+    bar = tqdm(evenly(pictures, taken), desc=label, unit="picture", leave=False, disable=None if label else True)
+    for turn, index in enumerate(bar):
         share = None if left is None else left // (taken - turn)
-        asked = questions(samples, [turn * pictures // taken], image_size=image_size)
+        asked = questions(samples, [index], image_size=image_size)
         for question in itertools.islice(asked, share):
             yield question
             left = None if left is None else left - 1

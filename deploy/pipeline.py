@@ -154,6 +154,10 @@ def _export(source: Path, directory: Path, scratch: Path, options: ExportOptions
                            bound=options.bound if budgeted else None)
     checkpoint.tokenizer.save(directory / TOKENIZER)
     calibration.save(directory / CALIBRATION_LIST)
+    origin = {"checkpoint": source.name, "sha256": provenance.sha256(source / WEIGHTS),
+              "lora_layers_merged": shrinking.merged, "merge_max_abs": shrinking.merge_max_abs,
+              "merge_allowed": shrinking.merge_allowed, "calibration_samples": len(calibration),
+              "calibration_sha256": calibration.digest}
     while True:
         plan = graphs["vision"].int8
         precisions = {name: graph.precisions for name, graph in graphs.items() if graph.precisions is not None}
@@ -162,11 +166,7 @@ def _export(source: Path, directory: Path, scratch: Path, options: ExportOptions
         bundle = Bundle.write_manifest(
             directory, preset=checkpoint.config.preset, precision=precision, image_size=checkpoint.config.image_size,
             context_length=checkpoint.config.context_length, threshold=checkpoint.config.threshold,
-            source={"checkpoint": source.name, "sha256": provenance.sha256(source / WEIGHTS),
-                    "lora_layers_merged": shrinking.merged, "merge_max_abs": shrinking.merge_max_abs,
-                    "merge_allowed": shrinking.merge_allowed, "calibration_samples": len(calibration),
-                    "calibration_sha256": calibration.digest},
-            versions=provenance.versions(*PACKAGES))
+            source=origin, versions=provenance.versions(*PACKAGES))
         try:
             with Segmenter(bundle, backend="onnxruntime") as segmenter:
                 parity = measure_parity(segmenter, torch_predictor(checkpoint.model), compared_on,

@@ -80,6 +80,16 @@ def checkpoint(config: ModelConfig = TINY, lora: LoraSettings | None = None) -> 
     return Checkpoint(model.eval(), config, tokenizer, lora, {"seed": 3, "data": "shapes"}, {"step": 7, "mIoU": 0.5})
 
 
+def add_trained_lora(model: TalentModel, settings: LoraSettings, *, spread: float) -> None:
+    """LoRA factors that are far from zero, unmerged. spread: standard deviation of the B factors."""
+    add_lora(model, settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, spread)
+
+
 def inputs(config: ModelConfig, batch: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """image [B, 3, S, S] and tokens [B, L]: start, 2 to L - 3 words, end, zeros."""
     rng = np.random.default_rng(seed)
@@ -96,12 +106,7 @@ def save_tiny(path: Path, *, lora_rank: int | None) -> Path:
     model = network(TINY)
     settings = LoraSettings(rank=lora_rank) if lora_rank else None
     if settings:
-        add_lora(model, settings)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_B." in name:
-                    parameter.normal_(0, 0.02)
+        add_trained_lora(model, settings, spread=0.02)
     tokenizer = build_clip_tokenizer(context_length=TINY.context_length, vocab_size=TINY.vocab_size)
     save_checkpoint(Checkpoint(model, TINY, tokenizer, settings), path)
     return path

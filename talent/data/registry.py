@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from talent.data.sample import Samples
+from talent.data.sample import Samples, Subset, evenly
 from talent.errors import UserError, suggest
 
 SHAPES = {"shapes": "source", "shapes-shifted": "shifted"}
@@ -41,19 +41,4 @@ def open_dataset(name: str, *, split: str, size: int, length: int | None = None,
     else:
         from talent.data.jsonl import JsonlDataset
         samples = JsonlDataset(name, split=split)
-    return samples if length is None or length >= len(samples) else Thinned(samples, length)
-
-
-class Thinned:
-    """`length` samples at even distances in `samples`."""
-
-    def __init__(self, samples: Samples, length: int):
-        self.samples, self.length = samples, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int):
-        if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is outside 0..{self.length - 1}")
-        return self.samples[index * len(self.samples) // self.length]
+    return samples if length is None or length >= len(samples) else Subset(samples, evenly(len(samples), length))

@@ -14,7 +14,7 @@ from talent.model import checkpointing
 from talent.model.checkpointing import run, set_gradient_checkpointing
 from talent.model.lora import LoraSettings, add_lora, select_trainable, set_training_mode
 from talent.model.sync_batchnorm import synchronise_batchnorm
-from tests.networks import CONFIGS, DENSE, TINY, inputs, network
+from tests.networks import CONFIGS, DENSE, TINY, add_trained_lora, inputs, network
 
 DROPOUT = 0.3
 
@@ -23,12 +23,7 @@ def trained(config, *, tune: str = "lora+adapters", train_heads: bool = True):
     """A network in training mode with dropout in the decoder and in LoRA."""
     model = network(dataclasses.replace(config, dropout=DROPOUT))
     if "lora" in tune:
-        add_lora(model, LoraSettings(rank=2, dropout=DROPOUT))
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_B." in name:
-                    parameter.normal_(0, 0.05)
+        add_trained_lora(model, LoraSettings(rank=2, dropout=DROPOUT), spread=0.05)
     select_trainable(model, tune=tune, train_heads=train_heads)
     set_training_mode(model)
     return model

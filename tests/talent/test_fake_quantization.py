@@ -28,8 +28,8 @@ from talent.model.fake_quantization import (
     round_weight,
 )
 from talent.model.fast_linear import FastLinear, set_fast_linear
-from talent.model.lora import LoraSettings, add_lora, merge_lora, select_trainable, set_training_mode
-from tests.networks import CONFIGS, DENSE, SMALL, TINY, inputs, network
+from talent.model.lora import LoraSettings, merge_lora, select_trainable, set_training_mode
+from tests.networks import CONFIGS, DENSE, SMALL, TINY, add_trained_lora, inputs, network
 
 ALL = CONFIGS | {"smallest": SMALL}
 
@@ -46,12 +46,7 @@ def calibrated(model, config, *, seed: int = 5) -> FakeQuantization:
 def with_lora(config, *, dropout: float = 0.0):
     """A network with LoRA factors far from zero."""
     model = network(config)
-    add_lora(model, LoraSettings(rank=2, dropout=dropout))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(0, 0.1)
+    add_trained_lora(model, LoraSettings(rank=2, dropout=dropout), spread=0.1)
     return model.eval()
 
 

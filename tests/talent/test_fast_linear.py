@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from talent.model import fast_linear
 from talent.model.fast_linear import FastLinear, linear, set_fast_linear
-from talent.model.lora import LoraSettings, add_lora, merge_lora, select_trainable, set_training_mode
-from tests.networks import DENSE, TINY, inputs, network, relative_error
+from talent.model.lora import LoraSettings, merge_lora, select_trainable, set_training_mode
+from tests.networks import DENSE, TINY, add_trained_lora, inputs, network, relative_error
 
 
 def tensors(shape: tuple[int, ...], out: int, *, bias: bool, frozen: bool):
@@ -83,12 +83,7 @@ def types(model) -> set[type]:
 
 def test_a_model_with_lora_switches_there_and_back():
     model = network(DENSE)
-    add_lora(model, LoraSettings(rank=2))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(0, 0.05)
+    add_trained_lora(model, LoraSettings(rank=2), spread=0.05)
     keys, image_and_tokens = list(model.state_dict()), inputs(DENSE, 2)
     with torch.inference_mode():
         plain = model(*image_and_tokens).logits

@@ -9,9 +9,9 @@ import torch
 
 from talent.model import text as text_module
 from talent.model import vision as vision_module
-from talent.model.lora import LoraSettings, add_lora, select_trainable, set_training_mode
+from talent.model.lora import LoraSettings, select_trainable, set_training_mode
 from talent.model.recording import frozen_prefix, recorded
-from tests.networks import CONFIGS, TINY, inputs, network
+from tests.networks import CONFIGS, TINY, add_trained_lora, inputs, network
 
 TUNINGS = ("full", "adapters", "lora", "lora+adapters")
 LAST_ONLY = "lora in the last blocks"
@@ -22,12 +22,7 @@ def trained(config, tune: str):
     """A network in training mode. LAST_ONLY and TEXT_ONLY: LoRA there and nothing else."""
     model = network(config)
     if "lora" in tune:
-        add_lora(model, LoraSettings(rank=2, vision=() if tune == TEXT_ONLY else ("qkv", "fc2")))
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if ".lora_B." in name:
-                    parameter.normal_(0, 0.05)
+        add_trained_lora(model, LoraSettings(rank=2, vision=() if tune == TEXT_ONLY else ("qkv", "fc2")), spread=0.05)
     special = tune in (LAST_ONLY, TEXT_ONLY)
     select_trainable(model, tune="lora" if special else tune, train_heads=not special)
     if tune == LAST_ONLY:
