@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo plugin test test-slow lint clean
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,11 @@ $(INSTALLED): setup.py pyproject.toml
 
 demo: $(INSTALLED)  ## tune, merge, export, build engines, compare: demo/report.html
 	$(BIN)/python demo/run.py
+
+plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; needs nvcc, and TensorRT's headers (TENSORRT_ROOT)
+	cmake -B build
+	cmake --build build --parallel
+	ctest --test-dir build --output-on-failure
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"

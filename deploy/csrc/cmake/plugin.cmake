@@ -1,0 +1,26 @@
+# The TensorRT plugin with the kernels inside, where TensorRT's headers are.
+find_package(TensorRTHeaders MODULE)
+if(NOT TensorRTHeaders_FOUND)
+  message(STATUS "No TensorRT plugin: ${TensorRTHeaders_PROBLEM}")
+  return()
+endif()
+message(STATUS "TensorRT plugin for: ${TensorRTHeaders_VERSION} (${TensorRTHeaders_INCLUDE_DIR})")
+
+set(exports ${CMAKE_CURRENT_SOURCE_DIR}/plugin_exports.map)
+add_library(talent_plugin MODULE plugin_exports.cpp plugin_log.cpp rca_fields.cpp rca_plugin.cpp)
+target_link_libraries(talent_plugin PRIVATE rca_kernels TensorRT::headers)
+# no-undefined: what is missing here would be looked for in whatever TensorRT is in the process
+target_link_options(talent_plugin PRIVATE "LINKER:--version-script=${exports}" LINKER:--no-undefined)
+set_target_properties(talent_plugin PROPERTIES LINK_DEPENDS ${exports})
+
+if(BUILD_TESTING)
+  # With a function in the kernels' place that writes its call down: it needs no GPU.
+  add_executable(test_plugin ${PROJECT_SOURCE_DIR}/tests/csrc/test_plugin.cpp plugin_log.cpp rca_fields.cpp
+                             rca_plugin.cpp rca_launch.cpp)
+  target_include_directories(test_plugin PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  target_include_directories(test_plugin SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_options(test_plugin PRIVATE -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_link_options(test_plugin PRIVATE -fsanitize=address,undefined)
+  target_link_libraries(test_plugin PRIVATE TensorRT::headers)
+  add_test(NAME test_plugin COMMAND test_plugin)
+endif()

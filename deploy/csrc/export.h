@@ -1,0 +1,4 @@
+/* What a shared library shows; everything else in it is hidden. */
+#pragma once
+
+#define TALENT_EXPORT __attribute__((visibility("default")))
