@@ -15,12 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy import plugin
 from deploy.builders import choose_runtime, load_runtime
 from deploy.bundle import GRAPHS, MANIFEST, PORTABLE, PRECISIONS, Bundle, EngineRecord, engine_directory
 from deploy.diagnosis.capabilities import WRONG_TENSORRTS
-from deploy.engine import Profile, build_engine, check_timing_cache, engine_arch
+from deploy.engine import EngineBuild, Profile, build_engine, check_timing_cache, engine_arch
 from deploy.engine_notes import TIMING_CACHE, EngineNotes, bundle_digest
 from deploy.onnx_summary import summarise
+from deploy.plugin_choice import (
+    REQUESTS,
+    Decision,
+    build_chosen,
+    decide,
+    describe_choice,
+    engine_loader,
+    random_inputs,
+)
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import TOKENS
 from deploy.runtime.tensorrt import RUNTIMES
@@ -42,6 +52,9 @@ Full TensorRT builds for the GPU that it runs on. TensorRT-RTX needs no GPU, and
 from Ampere (sm80) on, but not for Jetson boards. It has no timing cache: its kernels are compiled when an engine is
 first loaded. An engine that is here already and fits is kept. Ctrl-C stops at the builder's next step, a second one at
 once; what was there before stays.
+
+With --plugin auto, where the GPU of the engines and the plugin for RCA (make plugin) are here, the vision engine is
+built with the plugin and without it, both are run, and the faster one is kept; elsewhere it is built without.
 """
 
 
@@ -50,7 +63,8 @@ class BuildOptions:
     """runtime: of RUNTIMES, None for the first that can build here. archs: GPUs ("sm86") of a TensorRT-RTX engine.
 
     batch: the largest; engines are tuned for 1. workspace_bytes: limit on what a layer may borrow, None for TensorRT's
-    own. timing_cache: file of full TensorRT, None for the one beside the engines. force: build what fits, too.
+    own. timing_cache: file of full TensorRT, None for the one beside the engines. plugin: of
+    `deploy.plugin_choice.REQUESTS`, for the graphs with RCA. force: build what fits, too.
     """
 
     runtime: str | None = None
@@ -58,6 +72,7 @@ class BuildOptions:
     batch: int = 4
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
+    plugin: str = AUTO
     force: bool = False
     progress: bool = True
 
@@ -89,7 +104,7 @@ def build_engines(bundle: Bundle, options: BuildOptions) -> Engines:
     """Build both graphs into the bundle; an engine that fits already is kept. bundle.json is rewritten after each.
 
     Raises UserError as `build_engine` does, for a batch that is not 1 to LARGEST_BATCH, for a graph whose shapes vary
-    in more than the batch, and where the bundle cannot be written to.
+    in more than the batch, where the plugin is asked for and cannot be had, and where the bundle cannot be written to.
     """
     check_batch(options.batch)
     runtime = choose_runtime(options.runtime).name
@@ -99,18 +114,19 @@ def build_engines(bundle: Bundle, options: BuildOptions) -> Engines:
         check_writable(options.timing_cache)
     target = Target(runtime, load_runtime(runtime).__version__, arch)
     check_writable(bundle.directory / MANIFEST)
+    decisions = _decisions(bundle, target, options.plugin)
     _remove_damaged(bundle, [target.plan(graph) for graph in GRAPHS])
     built, kept = {}, {}
     for graph in GRAPHS:
-        notes = None if options.force else _fitting(bundle, target, graph, options)
+        notes = None if options.force else _fitting(bundle, target, graph, options, decisions[graph])
         if notes is None:
-            notes = built[graph] = _build(bundle, target, graph, options)
+            notes = built[graph] = _build(bundle, target, graph, options, decisions[graph])
         else:
             kept[graph] = notes
         bundle = bundle.with_engines([EngineRecord(
             graph=graph, precision=notes.precision, runtime=target.runtime, version=target.version, arch=target.arch,
             path=target.plan(graph), seconds=notes.seconds, batch=notes.batch,
-            peak_memory_bytes=notes.peak_memory_bytes)])
+            peak_memory_bytes=notes.peak_memory_bytes, plugin=notes.plugin)])
     return Engines(bundle=bundle, target=target, built=built, kept=kept)
 
 
@@ -138,28 +154,49 @@ def graph_profiles(bundle: Bundle, graph: str, *, batch: int) -> dict[str, Profi
     return profiles
 
 
-def _build(bundle: Bundle, target: Target, graph: str, options: BuildOptions) -> EngineNotes:
+def _decisions(bundle: Bundle, target: Target, requested: str) -> dict[str, Decision | None]:
+    """Whether each graph is to take the plugin for RCA; None for one that has no RCA."""
+    with_rca = [graph for graph in GRAPHS if summarise(bundle.directory / f"{graph}.onnx").rca]
+    decision = decide(requested, runtime=target.runtime, arch=target.arch) if with_rca else None
+    return {graph: decision if graph in with_rca else None for graph in GRAPHS}
+
+
+def _build(bundle: Bundle, target: Target, graph: str, options: BuildOptions, decision: Decision | None) -> EngineNotes:
     """Build one graph into the bundle, and write its notes."""
     onnx = bundle.text_onnx if graph == "text" else bundle.vision_onnx
     plan = bundle.directory / target.plan(graph)
     cache = options.timing_cache or (plan.parent / TIMING_CACHE if has_timing_cache(target.runtime) else None)
-    built = build_engine(
-        onnx, plan, profiles=graph_profiles(bundle, graph, batch=options.batch), runtime=target.runtime,
-        archs=options.archs, workspace_bytes=options.workspace_bytes, timing_cache=cache, progress=options.progress)
+    profiles = graph_profiles(bundle, graph, batch=options.batch)
+
+    def build(path: Path, with_plugin: bool) -> EngineBuild:
+        return build_engine(
+            onnx, path, profiles=profiles, runtime=target.runtime, archs=options.archs,
+            workspace_bytes=options.workspace_bytes, timing_cache=cache,
+            plugins=plugin.FUNCTIONS if with_plugin else (), progress=options.progress)
+
+    if decision is None:
+        built, choice = build(plan, False), None
+    else:
+        inputs = random_inputs(summarise(onnx).inputs, {name: usual for name, (_, usual, _) in profiles.items()})
+        built, choice = build_chosen(build, plan, decision, load=engine_loader(target.runtime, inputs),
+                                     scratch=bundle.directory, extra=RUNTIMES[target.runtime],
+                                     progress=options.progress)
     notes = EngineNotes(
         graph=graph, precision="fp16" if graph == "text" and bundle.precision == "int8" else bundle.precision,
         **dataclasses.asdict(target), batch=options.batch, bundle=bundle_digest(bundle.files),
         onnx={name: digest for name, digest in bundle.files.items() if name.startswith(onnx.name)},
         bytes=built.bytes, sha256=provenance.sha256(plan), seconds=round(built.seconds, 2),
         peak_memory_bytes=built.peak_memory_bytes, peak_gpu_memory_bytes=built.peak_gpu_memory_bytes,
-        workspace_bytes=options.workspace_bytes, commit=provenance.commit(),
+        workspace_bytes=options.workspace_bytes, plugin=built.plugin_layers > 0, plugin_layers=built.plugin_layers,
+        plugin_choice=choice, commit=provenance.commit(),
         versions=provenance.versions(target.runtime),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
     notes.write(plan)
     return notes
 
 
-def _fitting(bundle: Bundle, target: Target, graph: str, options: BuildOptions) -> EngineNotes | None:
+def _fitting(bundle: Bundle, target: Target, graph: str, options: BuildOptions,
+             decision: Decision | None) -> EngineNotes | None:
     """The notes of an engine that is here already and does what is asked for; None where there is none."""
     plan = bundle.directory / target.plan(graph)
     notes = EngineNotes.read(plan)
@@ -168,6 +205,8 @@ def _fitting(bundle: Bundle, target: Target, graph: str, options: BuildOptions) 
     if (notes.runtime, notes.version, notes.arch) != (target.runtime, target.version, target.arch):
         return None
     if notes.batch < options.batch or options.workspace_bytes not in (None, notes.workspace_bytes):
+        return None
+    if decision is not None and not decision.fits(notes):
         return None
     return notes if notes.are_of(plan) else None
 
@@ -215,6 +254,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--timing-cache", type=Path, metavar="FILE",
                         help="what full TensorRT measured, kept to build faster the next time (default: "
                              f"{TIMING_CACHE} beside the engines)")
+    result.add_argument("--plugin", choices=REQUESTS, default=AUTO,
+                        help="on: RCA by our TensorRT plugin; off: by TensorRT's own layers; auto: by what is faster "
+                             "here (default: %(default)s)")
     result.add_argument("--force", action="store_true", help="build again what is here already and fits")
     return result
 
@@ -227,7 +269,7 @@ def _options(arguments: argparse.Namespace) -> BuildOptions:
     return BuildOptions(
         runtime=None if arguments.runtime == AUTO else arguments.runtime, archs=archs, batch=arguments.batch,
         workspace_bytes=None if arguments.workspace is None else arguments.workspace << 20,
-        timing_cache=arguments.timing_cache, force=arguments.force)
+        timing_cache=arguments.timing_cache, plugin=arguments.plugin, force=arguments.force)
 
 
 @command("talent-build")
@@ -238,7 +280,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_precision(bundle, arguments.precision)
     engines = build_engines(bundle, options)
     for graph in GRAPHS:
-        print(describe(engines.built.get(graph) or engines.kept[graph], kept=graph in engines.kept))
+        notes = engines.built.get(graph) or engines.kept[graph]
+        print(describe(notes, kept=graph in engines.kept))
+        if notes.plugin_choice is not None:
+            print(describe_choice(notes))
     for warning in warnings(bundle, engines.target):
         print(f"talent-build: warning: {warning}", file=sys.stderr)
     target = engines.target

@@ -45,7 +45,7 @@ from talent.files import atomic_write
 from talent.image import THRESHOLD
 
 __all__ = ["CALIBRATION_LIST", "CHART", "GRAPHS", "MANIFEST", "PORTABLE", "PRECISIONS", "PREPROCESSING", "REPORT",
-           "SCHEMA", "TEXT", "TOKENIZER", "VISION", "Bundle", "EngineRecord", "engine_directory"]
+           "SCHEMA", "TEXT", "TOKENIZER", "VISION", "Bundle", "EngineRecord", "covers", "engine_directory"]
 
 REPORT = "export.json"  # what the export measured and decided, for people
 CALIBRATION_LIST = "calibration.json"  # which samples set the ranges
@@ -61,7 +61,8 @@ class EngineRecord:
     graph: "text" or "vision". runtime: "tensorrt" or "tensorrt_rtx". version: `__version__` of that package. arch:
     "sm87", several as "sm86+sm89", or "portable". path: relative to the bundle. seconds: what the build took. batch:
     the largest it takes. peak_memory_bytes: the most that the building process held, None for what is not known.
-    bytes, sha256, and built_from (SHA-256 of the graph's ONNX files by name): `Bundle.with_engines` measures them.
+    plugin: whether it needs the plugin for RCA, which deploy/plugin.py loads. bytes, sha256, and built_from (SHA-256 of
+    the graph's ONNX files by name): `Bundle.with_engines` measures them.
     """
 
     graph: str
@@ -73,14 +74,19 @@ class EngineRecord:
     seconds: float
     batch: int = 1
     peak_memory_bytes: int | None = None
+    plugin: bool = False
     bytes: int = 0
     sha256: str = ""
     built_from: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, *, runtime: str, version: str, arch: str) -> bool:
         """Whether this engine may be loaded: engines belong to one TensorRT version and one GPU architecture."""
-        portable = self.arch == PORTABLE and portable_covers(arch)
-        return self.runtime == runtime and self.version == version and (portable or arch in self.arch.split("+"))
+        return self.runtime == runtime and self.version == version and covers(self.arch, arch)
+
+
+def covers(built_for: str, arch: str) -> bool:
+    """Whether an engine for `built_for` ("sm87", "sm86+sm89" or PORTABLE) runs on the GPU `arch` ("sm86")."""
+    return portable_covers(arch) if built_for == PORTABLE else arch in built_for.split("+")
 
 
 def engine_directory(runtime: str, version: str, arch: str) -> str:
@@ -202,6 +208,11 @@ class Bundle:
         return self.checked(TOKENIZER)
 
     def engine(self, graph: str, *, runtime: str, version: str, arch: str) -> Path | None:
+        """The plan of `engine_record`, or None; raises as it does."""
+        record = self.engine_record(graph, runtime=runtime, version=version, arch=arch)
+        return None if record is None else self.directory / record.path
+
+    def engine_record(self, graph: str, *, runtime: str, version: str, arch: str) -> EngineRecord | None:
         """The engine of a graph that fits this TensorRT and GPU, or None; one for this GPU before a portable one.
 
         Raises UserError for an engine that was built from other ONNX files, or that differs from its SHA-256.
@@ -216,7 +227,8 @@ class Bundle:
             raise UserError(f"{self.directory / best.path} was built from another {' and '.join(changed)} than this "
                             "bundle has; remove it, or build it again: "
                             + build_command(self.directory, runtime=runtime, arch=arch))
-        return self.checked(best.path)
+        self.checked(best.path)
+        return best
 
     def changed_since(self, engine: EngineRecord) -> list[str]:
         """Names of the ONNX files that are not those which the engine was built from; none for one that is current."""

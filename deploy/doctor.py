@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.diagnosis import gpus, software, system
-from deploy.diagnosis.capabilities import Capability, Verdict, capabilities, read_plugin
+from deploy.diagnosis.capabilities import Capability, Verdict, capabilities, read_libraries
 from deploy.diagnosis.findings import ERROR, SEVERITIES, Facts, Finding, findings
 from deploy.diagnosis.system import NO_ANSWER, Reader
 from talent.errors import UserError, command
 from talent.files import atomic_write, check_writable
+from talent.native import BUILD
 
 if TYPE_CHECKING:
     from deploy.bundle import Bundle
@@ -54,23 +55,24 @@ def diagnose(reader: Reader, bundle: Bundle | None = None) -> Facts:
     machine, cards = system.read_machine(reader, outcomes), gpus.read_gpus(outcomes)
     installed = software.read_software(reader, outcomes)
     able = capabilities(machine, cards, installed)
-    facts = Facts(machine=machine, gpus=cards, software=installed, capabilities=able, plugin=read_plugin(),
+    facts = Facts(machine=machine, gpus=cards, software=installed, capabilities=able,
+                  libraries=read_libraries(reader),
                   unanswered=tuple(name for name, outcome in outcomes.items() if outcome.failure == NO_ANSWER))
     if bundle is None:
         return facts
     from deploy.diagnosis.bundle_fit import fit  # needs NumPy and OpenCV, which may be what is broken here
 
-    return dataclasses.replace(facts, bundle=fit(bundle, able, cards.arch))
+    return dataclasses.replace(facts, bundle=fit(bundle, able, cards.arch, plugin=bool(facts.libraries.plugin)))
 
 
 def to_dict(facts: Facts) -> dict[str, Any]:
-    """The report for programs: machine, gpus, software, capabilities, plugin, findings, bundle (None without one)."""
+    """The report for programs. bundle: None without one."""
     everything = dataclasses.asdict(facts)
     return {
         "machine": {**everything["machine"], "gpu_arch": facts.gpus.arch, "gpu_failure": facts.gpus.failure},
         "gpus": everything["gpus"]["gpus"],
         "software": {**everything["software"], "driver": facts.gpus.driver, "cuda": facts.gpus.cuda},
-        "capabilities": everything["capabilities"], "plugin": everything["plugin"],
+        "capabilities": everything["capabilities"], "libraries": everything["libraries"],
         "findings": [dataclasses.asdict(finding) for finding in findings(facts)], "bundle": everything["bundle"]}
 
 
@@ -78,7 +80,7 @@ def render(facts: Facts, *, width: int = _WIDEST) -> str:
     """The report for people, in lines of at most `width` characters (commands that are longer stay whole words)."""
     sections = {"Machine": _machine(facts), "GPUs": _gpus(facts), "Software": _software(facts),
                 "What can be built and run here": _capabilities(facts.capabilities),
-                "RCA plugin": [(facts.plugin.state, facts.plugin.detail)]}
+                "RCA in CUDA": _libraries(facts)}
     if facts.bundle:
         sections[f"Bundle {facts.bundle.path}"] = _bundle(facts)
     found = findings(facts)
@@ -160,6 +162,16 @@ def _verdict(label: str, verdict: Verdict) -> Rows:
         yield "", f"-> {verdict.remedy}"
 
 
+def _libraries(facts: Facts) -> Rows:
+    found = facts.libraries
+    for label, path, without in (
+            ("kernels", found.kernels, "PyTorch computes RCA with its own operators"),
+            ("plugin", found.plugin, "RCA runs as standard operators, which every TensorRT takes")):
+        yield label, f"found: {path}" if path else f"not built: {without}"
+    if not (found.kernels and found.plugin):
+        yield "", f"-> {BUILD}"
+
+
 def _bundle(facts: Facts) -> Rows:
     bundle = facts.bundle
     yield "network", f"preset {bundle.preset}, {bundle.precision}, {bundle.image_size} px"
@@ -167,6 +179,7 @@ def _bundle(facts: Facts) -> Rows:
     yield "runs with", ", ".join(titles[name] for name in bundle.runners) or "nothing on this machine"
     for engine in bundle.engines:
         made_for = f"{engine.precision}, {titles.get(engine.runtime, engine.runtime)} {engine.version}, {engine.arch}"
+        made_for += ", with the RCA plugin" if engine.plugin else ""
         yield f"{engine.graph} engine", f"fits: {made_for}" if engine.fits else f"no: {made_for}; {engine.reason}"
     if not bundle.engines:
         yield "engines", "none"

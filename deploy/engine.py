@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from deploy import tensorrt_api
+from deploy import plugin, tensorrt_api
 from deploy.build_memory import PeakMemory
 from deploy.build_progress import Phases, run_with_bar
 from deploy.builders import Runtime, choose_runtime, load_runtime
@@ -24,7 +24,7 @@ from deploy.manifest import PORTABLE
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.tensorrt import RUNTIMES
 from deploy.targets import capability
-from talent.errors import UserError
+from talent.errors import UserError, refuse_unknown
 from talent.files import atomic_write
 
 Profile = tuple[Sequence[int], Sequence[int], Sequence[int]]
@@ -37,7 +37,8 @@ class EngineBuild:
 
     arch: the GPU it is for: "sm87", "sm86+sm89", or PORTABLE. peak_memory_bytes: the most that this process held in
     memory meanwhile, with everything it held already. peak_gpu_memory_bytes: the most that the builder took on the GPU,
-    by its own word, in whole MiB. None for what is not known.
+    by its own word, in whole MiB. None for what is not known. plugin_layers: how many layers of the network that the
+    parser made a plugin computes.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class EngineBuild:
     arch: str
     peak_memory_bytes: int | None
     peak_gpu_memory_bytes: int | None
+    plugin_layers: int
 
 
 def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapping[str, Profile],
@@ -58,15 +60,17 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
     `profiles` gives every dynamic input its smallest, usual and largest shape. `runtime` is one of RUNTIMES; None
     takes the first one that can build here. `archs` ("sm86") are the GPUs a TensorRT-RTX engine is made for; none means
     PORTABLE. `workspace_bytes` limits the device memory that a layer may borrow while it runs. `timing_cache`: a file
-    of full TensorRT that is read where it is there, and written. `plugins`: ONNX functions that a registered plugin
-    computes. Folders are made when there is something to put into them.
-    Raises UserError for a missing runtime, file, profile or architecture, with the parser's own words for a graph it
-    refuses, and with the builder's where it gives up; KeyboardInterrupt where Ctrl-C stopped it. Nothing is written
-    then.
+    of full TensorRT that is read where it is there, and written. `plugins`: ONNX functions that our plugin computes
+    (`plugin.FUNCTIONS`); without them their bodies become layers, whatever this process has registered before. Folders
+    are made when there is something to put into them.
+    Raises UserError for a missing runtime, file, profile or architecture, for a plugin that is missing, does not fit or
+    finds nothing to compute, with the parser's own words for a graph it refuses, and with the builder's where it gives
+    up; KeyboardInterrupt where Ctrl-C stopped it. Nothing is written then.
     """
     onnx_path, plan_path = Path(onnx_path), Path(plan_path)
     if not onnx_path.is_file():
         raise UserError(f"no ONNX file at {onnx_path}")
+    refuse_unknown(plugins, plugin.FUNCTIONS, what="plugin")
     chosen = choose_runtime(runtime)
     arch = engine_arch(chosen.name, archs)
     if timing_cache is not None:
@@ -76,11 +80,20 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
     memory, started = PeakMemory(), time.monotonic()
     log = _Log()
     builder = trt.Builder(_logger(trt, log))
+    if plugins:
+        plugin.load(trt, builder.logger)
+    else:
+        plugin.unload(trt)
     network = builder.create_network(tensorrt_api.network_flags(trt))
     parser = trt.OnnxParser(network, builder.logger)
     if not tensorrt_api.parse(trt, parser, onnx_path, plugins=plugins):
-        errors = "\n  ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise UserError(f"{chosen.name} {chosen.version} cannot read {onnx_path}:\n  {errors}")
+        errors = [str(parser.get_error(index)) for index in range(parser.num_errors)]
+        said = [message for message in log.errors if message.startswith(tuple(plugins))]  # the parser does not know why
+        raise UserError(f"{chosen.name} {chosen.version} cannot read {onnx_path}:\n  " + "\n  ".join(said + errors))
+    plugin_layers = tensorrt_api.plugin_layers(trt, network)
+    if plugins and not plugin_layers:
+        raise UserError(f"expected {' or '.join(plugins)} in {onnx_path} for the plugin to compute, found none; build "
+                        "it without the plugin, or export the bundle again with talent-export")
     config = builder.create_builder_config()
     if workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
@@ -104,7 +117,8 @@ def build_engine(onnx_path: str | Path, plan_path: str | Path, *, profiles: Mapp
     return EngineBuild(path=plan_path, bytes=plan.nbytes, seconds=time.monotonic() - started, runtime=chosen, arch=arch,
                        peak_memory_bytes=memory.bytes(),
                        # where there is no GPU, the builder still counts what it would have put there
-                       peak_gpu_memory_bytes=None if gpu_architecture() is None else log.gpu_bytes)
+                       peak_gpu_memory_bytes=None if gpu_architecture() is None else log.gpu_bytes,
+                       plugin_layers=plugin_layers)
 
 
 def engine_arch(runtime: str, archs: Sequence[str] = ()) -> str:

@@ -16,6 +16,7 @@ from deploy.build import check_batch
 from deploy.builders import choose_runtime, usable_runtimes
 from deploy.bundle import CALIBRATION_LIST, PRECISIONS, REPORT
 from deploy.cost import format_costs
+from deploy.engine_notes import EngineNotes
 from deploy.onnx_files import RANGES
 from deploy.parity import check_bound
 from deploy.pipeline import (
@@ -28,6 +29,7 @@ from deploy.pipeline import (
     Shrinking,
     export_bundle,
 )
+from deploy.plugin_choice import AUTO, ON, REQUESTS, check_library, describe_choice
 from deploy.precision import FP32_OPS, format_precisions
 from deploy.targets import build_command
 from talent.data.registry import HELP
@@ -95,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
                         help="nodes that go to FP16 whatever is measured; with --int8 they are not quantized")
     result.add_argument("--no-engine", action="store_true", help="stop at ONNX")
     result.add_argument("--batch", type=int, default=4, help="largest batch of the engines (default 4)")
+    result.add_argument("--plugin", choices=REQUESTS, default=AUTO,
+                        help="whether engines compute RCA with the TensorRT plugin, as talent-build takes it (default "
+                             "%(default)s)")
     return result
 
 
@@ -121,12 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         held_out=arguments.held_out or HELD_OUT, parity=arguments.parity,
         max_miou_drop=arguments.max_miou_drop, allow_drop=arguments.allow_drop, fp32_ops=tuple(arguments.fp32_ops),
         fp32_nodes=tuple(arguments.fp32_nodes), fp16_nodes=tuple(arguments.fp16_nodes),
-        engines=not arguments.no_engine, batch=arguments.batch)
+        engines=not arguments.no_engine, batch=arguments.batch, plugin=arguments.plugin)
     check_bound(options.bound)
     if options.precision == "fp32" and (options.fp32_nodes or options.fp16_nodes or options.fp32_ops != FP32_OPS):
         raise UserError("--fp32-ops, --fp32-nodes and --fp16-nodes choose what stays more precise in --fp16 and "
                         "--int8; with --fp32 everything does: leave them out")
     if options.engines:
+        if options.plugin == ON:
+            check_library()
         try:
             choose_runtime()
         except UserError as error:
@@ -154,6 +161,9 @@ def print_summary(exported: Exported) -> None:
     for engine in bundle.engines:
         print(f"engine {engine.graph} {engine.precision}: {engine.runtime} {engine.version} for {engine.arch}, "
               f"{engine.bytes / 1e6:.1f} MB in {engine.seconds:.1f} s")
+        notes = EngineNotes.read(bundle.directory / engine.path)
+        if notes is not None and notes.plugin_choice is not None:
+            print(describe_choice(notes))
     if not bundle.engines:
         print(f"engines: none; build them where they are to run: {build_command(bundle.directory)}")
     for runtime in usable_runtimes() if bundle.engines else ():

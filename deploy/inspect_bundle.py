@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from deploy import plugin
 from deploy.builders import installed_runtimes
 from deploy.bundle import GRAPHS, MANIFEST, SCHEMA, Bundle, EngineRecord
 from deploy.engine_notes import SUFFIX, TIMING_CACHE
@@ -20,6 +21,7 @@ from deploy.onnx_summary import Tensor, summarise
 from deploy.runtime.gpu import gpu_architecture
 from deploy.targets import build_advice, build_command
 from talent.errors import UserError, command
+from talent.native import BUILD
 from talent.require import require
 
 EXAMPLE = """\
@@ -33,12 +35,13 @@ DIGITS = 12  # of a SHA-256 that people compare by eye
 @dataclass(frozen=True)
 class Machine:
     """What engines have to fit. arch: "sm87", None without a GPU. versions: of each TensorRT by name. failure: why
-    those are not known.
+    those are not known. plugin: whether the library of the plugin for RCA is here.
     """
 
     arch: str | None
     versions: Mapping[str, str]
     failure: str | None = None
+    plugin: bool = False
 
 
 def this_machine() -> Machine:
@@ -47,7 +50,8 @@ def this_machine() -> Machine:
     if arch is None:
         return Machine(None, {})
     try:
-        return Machine(arch, {runtime.name: runtime.version for runtime in installed_runtimes()})
+        return Machine(arch, {runtime.name: runtime.version for runtime in installed_runtimes()},
+                       plugin=plugin.find() is not None)
     except UserError as error:  # the package is there, its libraries are not
         return Machine(arch, {}, failure=str(error))
 
@@ -68,6 +72,10 @@ def hindrance(engine: EngineRecord, bundle: Bundle, machine: Machine) -> str | N
     if not engine.fits(runtime=engine.runtime, version=version, arch=machine.arch):
         return (f"this machine has {engine.runtime} {version} and {machine.arch}; "
                 + build_advice(bundle.directory, runtime=engine.runtime, arch=machine.arch))
+    if engine.plugin and not machine.plugin:
+        without = build_command(bundle.directory, runtime=engine.runtime, arch=machine.arch, plugin="off")
+        return (f"it needs the RCA plugin, whose library was not found; build that: {BUILD}; or engines without it: "
+                f"{without}")
     return None
 
 
@@ -128,7 +136,8 @@ def report(content: Mapping[str, Any]) -> str:
     lines += ["", "engines" if content["engines"] else "engines   none"]
     for engine in content["engines"]:
         lines += [f"  {engine['path']}  {engine['precision']}, {size(engine['bytes'])}, sha256 "
-                  f"{engine['sha256'][:DIGITS]}, built in {engine['seconds']:g} s",
+                  f"{engine['sha256'][:DIGITS]}, built in {engine['seconds']:g} s"
+                  + (", with the RCA plugin" if engine["plugin"] else ""),
                   f"    {engine['runtime']} {engine['version']} on {engine['arch']}: "
                   + (f"does not run here: {engine['hindrance']}" if engine["hindrance"] else "fits this machine")]
     return "\n".join(lines)

@@ -77,10 +77,11 @@ def check_manifest(content: Any, where: Path) -> None:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a value must be, in words and as a test."""
+    """What a value must be, in words and as a test. required: whether its field may not be left out."""
 
     expected: str
     holds: Callable[[Any], bool]
+    required: bool = True
 
 
 def _is_number(value: Any) -> bool:
@@ -132,6 +133,7 @@ _ENGINE_FIELDS: Mapping[str, _Rule] = {
     "path": _PLAN, "seconds": _Rule("a number of seconds", lambda value: _is_number(value) and value >= 0),
     "batch": _integer(1), "peak_memory_bytes": _Rule("a number of bytes, or null where it is not known",
                                                      lambda value: value is None or _BYTES.holds(value)),
+    "plugin": _Rule("true or false", lambda value: isinstance(value, bool), required=False),
     "bytes": _BYTES, "sha256": _DIGEST,
     "built_from": _Rule("the SHA-256 by name of the ONNX files that it was built from",
                         lambda value: isinstance(value, dict) and len(value) > 0 and all(
@@ -145,9 +147,10 @@ def _check_record(record: Any, fields: Mapping[str, _Rule], where: Path, name: s
         if field not in fields:
             raise UserError(f"{where}: unknown field {prefix + field!r}{suggest(field, fields)}; {AGAIN}")
     for field, rule in fields.items():
-        if field not in record:
+        if field in record:
+            _check(record[field], rule, where, prefix + field)
+        elif rule.required:
             raise UserError(f"{where}: missing field {prefix + field!r}, expected {rule.expected}; {AGAIN}")
-        _check(record[field], rule, where, prefix + field)
 
 
 def _check(value: Any, rule: _Rule, where: Path, name: str) -> None:

@@ -30,6 +30,7 @@ from deploy.held_out import HeldOutExpressions, divide
 from deploy.layer_losses import loss_table
 from deploy.onnx_files import FP16_SAMPLES, Graph, PrecisionOptions, export_graphs, find_losses, finish
 from deploy.parity import NotFiniteError, Parity, check_drop, measure_parity
+from deploy.plugin_choice import AUTO
 from deploy.precision import Precisions
 from deploy.runtime.segmenter import Segmenter
 from talent import provenance
@@ -65,7 +66,8 @@ class ExportOptions(PrecisionOptions):
     file or folder to choose them from, None for `data`; sentences: of a folder. calibration_list: a stored list of
     them instead. held_out: expressions that the choice of INT8 layers is measured on. parity: expressions.
     max_miou_drop: mIoU that may be lost, None for the precision's own bound. allow_drop: ship whatever is lost; every
-    layer that can be is INT8 then. batch: largest batch of the engines.
+    layer that can be is INT8 then. batch: largest batch of the engines. plugin: of
+    `deploy.plugin_choice.REQUESTS`.
     """
 
     data: str | None = None
@@ -81,6 +83,7 @@ class ExportOptions(PrecisionOptions):
     allow_drop: bool = False
     engines: bool = True
     batch: int = 4
+    plugin: str = AUTO
 
     @property
     def bound(self) -> float:
@@ -124,7 +127,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions) -> Exporte
         with tempfile.TemporaryDirectory() as scratch:
             exported = _export(source, directory, Path(scratch), options)
         if options.engines:  # the networks are gone from memory by now
-            build_engines(exported.bundle, BuildOptions(batch=options.batch))
+            build_engines(exported.bundle, BuildOptions(batch=options.batch, plugin=options.plugin))
     return replace(exported, bundle=Bundle.load(output))
 
 

@@ -23,16 +23,18 @@ def portable_covers(arch: str) -> bool:
 
 
 def build_command(directory: str | Path, *, runtime: str | None = None, arch: str | None = None,
-                  force: bool = False) -> str:
+                  plugin: str | None = None, force: bool = False) -> str:
     """The command that builds a bundle's engines. arch: the GPU ("sm75") they are to run on, None for the usual.
 
-    force: also what is there and fits.
+    plugin: "auto", "on" or "off", None for the usual. force: also what is there and fits.
     """
     words = ["talent-build", str(directory)]
     if runtime is not None:
         words += ["--runtime", runtime]
     if runtime == "tensorrt_rtx" and arch is not None and not portable_covers(arch):
         words += ["--arch", arch]
+    if plugin is not None:
+        words += ["--plugin", plugin]
     if force:
         words.append("--force")
     return shlex.join(words)

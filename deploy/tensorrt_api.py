@@ -49,6 +49,11 @@ def parse(trt: ModuleType, parser: Any, path: Path, *, plugins: Collection[str] 
     return parser.parse_from_file(str(path))
 
 
+def plugin_layers(trt: ModuleType, network: Any) -> int:
+    """How many layers of a network a plugin computes."""
+    return sum(network.get_layer(index).type == trt.LayerType.PLUGIN_V3 for index in range(network.num_layers))
+
+
 def takes_function_bodies(trt: ModuleType) -> bool:
     """Whether the parser takes the body of an ONNX function even where a plugin of its name is registered."""
     return trt.__name__ != RTX and tuple(map(int, re.findall(r"\d+", trt.__version__)[:2])) < _BODIES_UNTIL

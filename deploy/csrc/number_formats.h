@@ -1,5 +1,5 @@
-// FP16 and BF16 as bits, and their way to FP32 and back: to nearest, ties to even, the same on the host and on every device
-// (but for the payload of a NaN).
+// FP16 and BF16 as bits, and their way to FP32 and back: to nearest, ties to even, the same on the host and on every
+// device (but for the payload of a NaN).
 #pragma once
 
 #include <cstdint>

@@ -182,9 +182,9 @@ struct RcaRows {
       const Vector zero = {};
       store(text + i * kPerVector, channel < arguments.width ? load(from + word * arguments.width + channel) : zero);
     }
-    for_each_weight<Number>(arguments.weight, arguments.width, arguments.words, [&](int channel, int word, Number value) {
-      weight[word * kWeightRow + channel] = value;
-    });
+    for_each_weight<Number>(
+        arguments.weight, arguments.width, arguments.words,
+        [&](int channel, int word, Number value) { weight[word * kWeightRow + channel] = value; });
     const int padding = kWidth - arguments.width;
     for (int i = device::thread(); i < padding * arguments.words; i += device::threads()) {
       weight[i / padding * kWeightRow + arguments.width + i % padding] = Number{};
@@ -231,11 +231,11 @@ struct RcaRows {
 };
 
 // The order in which a product runs over its inner size is free, and so is the order of its columns. Both are chosen so
-// that a lane 4 g + t holds the channels 32 j + 8 t to 8 t + 7 of the tokens g and g + 8 from the first load to the last
-// store, 16 bytes at a time, and so that the costs leave the first product where the second one reads them:
+// that a lane 4 g + t holds the channels 32 j + 8 t to 8 t + 7 of the tokens g and g + 8 from the first load to the
+// last store, 16 bytes at a time, and so that the costs leave the first product where the second one reads them:
 //
 //   visual @ text^T   inner pairs (2t, 2t+1), (2t+8, 2t+9) are the channels 8t to 8t+3, in a second step 8t+4 to 8t+7
-//   cost @ weight^T   inner t and t+4 are the words 2t and 2t+1; column c of four products i is channel 8 (c/2) + 2i + c%2
+//   cost @ weight^T   inner t, t+4 are the words 2t, 2t+1; column c of four products i is channel 8 (c/2) + 2i + c%2
 //
 // Costs go into the second product as TF32: FP16's precision with FP32's range.
 template <typename Number, int kWidth, int kTiles>

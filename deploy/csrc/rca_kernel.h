@@ -20,8 +20,12 @@ enum class RcaType : int32_t { kFloat = 0, kHalf = 1, kBfloat16 = 2 };
 enum class RcaActivation : int32_t { kNone = 0, kRelu = 1 };
 
 // kSimt computes with the ordinary FP32 units, kTensorCore with the matrix units (half types, D of 64, 128 or 256
-// with K up to 64, D of 512 with K up to 24, compute capability 8.0 on; elsewhere it computes as kSimt). kAuto takes what is expected to be faster.
+// with K up to 64, D of 512 with K up to 24, compute capability 8.0 on; elsewhere it computes as kSimt). kAuto takes
+// what is expected to be faster.
 enum class RcaMethod : int32_t { kAuto = 0, kSimt = 1, kTensorCore = 2 };
+
+// The fewest words for which kTensorCore is expected to be faster: one tile; with less the units multiply mostly zeros.
+constexpr int64_t kRcaTensorWords = 8;
 
 // One call. All tensors are contiguous and of one type; `output` overlaps none of the others.
 struct RcaProblem {
@@ -41,7 +45,8 @@ struct RcaProblem {
 
 // Compute it on the device that is current, on `stream`: one launch, no workspace, no synchronisation, safe under graph
 // capture, and with the same bits every time. Sums are FP32 in all types. Returns nullptr, or what is wrong (text with
-// static storage): a size or pointer that cannot be, or CUDA's own words. An empty output is no error and launches nothing.
+// static storage): a size or pointer that cannot be, or CUDA's own words. An empty output is no error and launches
+// nothing.
 const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CUstream_st* stream);
 
 // The same on the host, one element after the other: what the kernels are held against. Returns as above.

@@ -17,9 +17,6 @@ constexpr int kMostWarps = 8;
 constexpr int kBusyBlocks = 8;
 constexpr int kMostPasses = 8;
 
-// Below one tile of words the matrix units would multiply mostly zeros.
-constexpr int kTensorWords = 8;
-
 int bytes_of(RcaType type) { return type == RcaType::kFloat ? 4 : 2; }
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -29,7 +26,8 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 // Whether rows and tensors begin where a vector may, so that they can be read and written in vectors.
 bool in_vectors(const RcaProblem& problem) {
   return problem.width * bytes_of(problem.type) % kVectorBytes == 0 && is_aligned(problem.visual) &&
-         is_aligned(problem.text) && is_aligned(problem.weight) && is_aligned(problem.bias) && is_aligned(problem.output);
+         is_aligned(problem.text) && is_aligned(problem.weight) && is_aligned(problem.bias) &&
+         is_aligned(problem.output);
 }
 
 bool multiplies_up_to(std::initializer_list<int64_t> sizes, int64_t most) {
@@ -168,7 +166,7 @@ RcaLaunch plan_rca(const RcaProblem& problem, RcaMethod method, const DeviceLimi
     return launch;
   }
   const bool wants_tensor =
-      method == RcaMethod::kTensorCore || (method == RcaMethod::kAuto && problem.words >= kTensorWords);
+      method == RcaMethod::kTensorCore || (method == RcaMethod::kAuto && problem.words >= kRcaTensorWords);
   if (!(wants_tensor && plan_tensor(launch, problem, device)) && !plan_rows(launch, problem, device)) {
     plan_any(launch, problem, device);
   }

@@ -16,7 +16,7 @@ struct DeviceLimits {
 
 enum class RcaKernelKind { kNone, kRows, kTensor, kAny };
 
-// Rows of channels as the kernel of kRows splits them: `lanes` of a warp share a token, each with `vectors` of 16 bytes.
+// Channels as the kernel of kRows splits them: `lanes` of a warp share a token, each with `vectors` of 16 bytes.
 struct RcaRowShape {
   int lanes;
   int vectors;

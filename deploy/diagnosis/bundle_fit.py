@@ -20,6 +20,7 @@ class EngineFit:
     version: str
     arch: str
     path: str
+    plugin: bool
     fits: bool
     reason: str | None
 
@@ -41,10 +42,10 @@ class BundleFit:
     rebuild: str | None
 
 
-def fit(bundle: Bundle, capabilities: Sequence[Capability], arch: str | None) -> BundleFit:
-    """Compare a bundle with a machine whose GPU is `arch` ("sm87"; None: no GPU)."""
+def fit(bundle: Bundle, capabilities: Sequence[Capability], arch: str | None, *, plugin: bool) -> BundleFit:
+    """Compare a bundle with a machine whose GPU is `arch` ("sm87"; None: no GPU). plugin: its library is here."""
     known = {capability.name: capability for capability in capabilities}
-    engines = tuple(_engine_fit(bundle, record, known.get(record.runtime), arch) for record in bundle.engines)
+    engines = tuple(_engine_fit(bundle, record, known.get(record.runtime), arch, plugin) for record in bundle.engines)
     usable = [capability for capability in capabilities if capability.run and capability.run.possible]
     fitting = {(engine.runtime, engine.graph) for engine in engines if engine.fits}
     ready = [capability.name for capability in usable
@@ -56,13 +57,15 @@ def fit(bundle: Bundle, capabilities: Sequence[Capability], arch: str | None) ->
         rebuild=build_command(bundle.directory, runtime=missing[0].name, arch=arch) if missing else None)
 
 
-def _engine_fit(bundle: Bundle, record: EngineRecord, capability: Capability | None, arch: str | None) -> EngineFit:
-    reason = _why_not(bundle, record, capability, arch)
+def _engine_fit(bundle: Bundle, record: EngineRecord, capability: Capability | None, arch: str | None,
+                plugin: bool) -> EngineFit:
+    reason = _why_not(bundle, record, capability, arch, plugin)
     return EngineFit(graph=record.graph, precision=record.precision, runtime=record.runtime, version=record.version,
-                     arch=record.arch, path=record.path, fits=reason is None, reason=reason)
+                     arch=record.arch, path=record.path, plugin=record.plugin, fits=reason is None, reason=reason)
 
 
-def _why_not(bundle: Bundle, record: EngineRecord, capability: Capability | None, arch: str | None) -> str | None:
+def _why_not(bundle: Bundle, record: EngineRecord, capability: Capability | None, arch: str | None,
+             plugin: bool) -> str | None:
     if capability is None or capability.run is None:
         return f"no such runtime: {record.runtime}"
     if not (bundle.directory / record.path).is_file():
@@ -77,4 +80,6 @@ def _why_not(bundle: Bundle, record: EngineRecord, capability: Capability | None
     if not record.fits(runtime=record.runtime, version=record.version, arch=arch):
         made_for = f"sm{RTX_PORTABLE_FROM} and later" if record.arch == PORTABLE else record.arch
         reasons.append(f"it was built for {made_for}, this GPU is {arch}")
+    if record.plugin and not plugin:
+        reasons.append("it needs the RCA plugin, which was not found")
     return "; ".join(reasons) or None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 from deploy.diagnosis.gpus import Gpus
 from deploy.diagnosis.software import Package, Software
-from deploy.diagnosis.system import Machine
+from deploy.diagnosis.system import Machine, Reader
+from deploy.plugin import LIBRARY
 from deploy.targets import OLDEST_CAPABILITY, RTX_PORTABLE_FROM, RTX_TARGETS, build_command
 
 OLDEST_TENSORRT = (10, 3)
@@ -18,7 +15,8 @@ WRONG_TENSORRTS = (10, 3), (10, 8)
 """From the first to before the second, TensorRT compiles vision transformers of DINOv2's kind wrongly: findings.py."""
 EXPORT = ("torch", "torchvision", "timm", "open_clip_torch", "peft", "onnx", "onnxsim", "onnxscript", "nvidia-modelopt")
 
-PLUGIN = "deploy.plugin"
+KERNELS, PLUGIN = "talent_kernels", LIBRARY
+"""Our compiled libraries, by the names that `talent.native.find_library` takes."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,16 @@ class Capability:
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """The TensorRT plugin of RCA. state: "not built" or "found"."""
+class Libraries:
+    """Where RCA's CUDA kernels, which PyTorch calls, and its TensorRT plugin are; None for what is not found."""
 
-    state: str
-    library: str | None
-    detail: str
+    kernels: str | None
+    plugin: str | None
 
 
-def read_plugin(import_module: Callable[[str], ModuleType] = importlib.import_module) -> Plugin:
-    """Look for the plugin's library. `deploy.plugin`, where there is one, answers `library() -> Path | None`."""
-    library = import_module(PLUGIN).library() if importlib.util.find_spec(PLUGIN) else None
-    if library is None:
-        return Plugin("not built", None, "RCA runs as standard operators, which every runtime takes")
-    return Plugin("found", str(library), "TensorRT can take it in the place of RCA's standard operators")
+def read_libraries(reader: Reader) -> Libraries:
+    kernels, plugin = (path and str(path) for path in map(reader.library, (KERNELS, PLUGIN)))
+    return Libraries(kernels=kernels, plugin=plugin)
 
 
 def capabilities(machine: Machine, gpus: Gpus, software: Software) -> tuple[Capability, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deploy.diagnosis.capabilities import (
     OLDEST_TENSORRT,
     Capability,
-    Plugin,
+    Libraries,
     compiles_wrongly,
     tensorrt_remedy,
 )
@@ -21,6 +21,7 @@ from deploy.diagnosis.gpus import Gpus
 from deploy.diagnosis.software import CUDA_LIBRARIES, Software
 from deploy.diagnosis.system import Machine
 from deploy.targets import OLDEST_CAPABILITY, RTX_PORTABLE_FROM, RTX_TARGETS, build_command
+from talent.native import BUILD
 
 if TYPE_CHECKING:
     from deploy.diagnosis.bundle_fit import BundleFit
@@ -50,7 +51,7 @@ class Facts:
     gpus: Gpus
     software: Software
     capabilities: tuple[Capability, ...]
-    plugin: Plugin
+    libraries: Libraries
     unanswered: tuple[str, ...] = ()
     bundle: BundleFit | None = None
 
@@ -232,13 +233,12 @@ def power_mode(facts: Facts) -> Iterator[Finding]:
                       f"sudo nvpmodel -m {number} && sudo jetson_clocks")
 
 
-def plugin_and_old_parser(facts: Facts) -> Iterator[Finding]:
-    # Release notes of TensorRT 10.7: "Now prioritizes using plugins over local functions".
-    package = facts.software.loaded["tensorrt"]
-    if facts.plugin.library and (10,) <= package.numbers < (10, 7):
-        yield Finding(NOTE, "plugin-after-function", f"TensorRT {package.version} prefers the body of RCA's ONNX "
-                      "function to the plugin (10.7 and later take the plugin)",
-                      "take TensorRT 10.8 or newer, or remove the function from the model before it is parsed")
+def libraries_to_build(facts: Facts) -> Iterator[Finding]:
+    found = facts.libraries
+    missing = [name for name, path in (("CUDA kernels", found.kernels), ("TensorRT plugin", found.plugin)) if not path]
+    if missing and facts.gpus.capability is not None:
+        yield Finding(NOTE, "libraries-not-built", f"RCA's {' and '.join(missing)} are not built: this GPU computes it "
+                      "with standard operators, which is right, and may be slower", BUILD)
 
 
 def something_runs(facts: Facts) -> Iterator[Finding]:
@@ -261,4 +261,4 @@ def something_runs(facts: Facts) -> Iterator[Finding]:
 RULES: Sequence[Callable[[Facts], Iterator[Finding]]] = (
     python_version, packages_that_do_not_load, two_onnxruntimes, tensorrt_and_transformers, tensorrt_too_old,
     tensorrt_without_orin, attention_on_blackwell, rtx_target, two_tensorrts, torchvision_beside_cpu_torch, driver,
-    unanswered, toolkit_for_pycuda, room, power_mode, plugin_and_old_parser, something_runs)
+    unanswered, toolkit_for_pycuda, room, power_mode, libraries_to_build, something_runs)

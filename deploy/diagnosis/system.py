@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from talent.native import find_library
+
 TIMEOUT = 1.9
 """Seconds that a command may take. All of them run at once, so the doctor is done in about two."""
 
@@ -103,12 +105,14 @@ def this_host() -> Host:
 
 @dataclass(frozen=True)
 class Reader:
-    """Where facts come from: the files under `root`, commands, installed distributions, and Python itself."""
+    """Where facts come from: the files under `root`, commands, installed distributions, Python itself, and our compiled
+    libraries."""
 
     root: Path = Path("/")
     run: Callable[[Sequence[str]], Outcome] = run
     version: Callable[[str], str | None] = installed_version
     host: Callable[[], Host] = this_host
+    library: Callable[[str], Path | None] = find_library
 
     def text(self, path: str) -> str | None:
         """A small file's text without the zero bytes that device trees end strings with; None where it is missing."""

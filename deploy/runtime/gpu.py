@@ -7,15 +7,13 @@ import ctypes
 _LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 _COMPUTE_CAPABILITY_MAJOR = 75  # CUdevice_attribute in cuda.h
 _COMPUTE_CAPABILITY_MINOR = 76
+_NAME_BYTES = 256
 
 
 def gpu_architecture() -> str | None:
     """`sm87` for a first visible GPU of compute capability 8.7; None without a driver or a GPU. Makes no context."""
-    cuda = _driver()
-    if cuda is None or cuda.cuInit(0) != 0:
-        return None
-    device = ctypes.c_int()
-    if cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
+    cuda, device = _first_device()
+    if device is None:
         return None
     capability = []
     for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
@@ -25,6 +23,23 @@ def gpu_architecture() -> str | None:
         capability.append(value.value)
     major, minor = capability
     return f"sm{major}{minor}"
+
+
+def gpu_name() -> str | None:
+    """What the driver calls the first visible GPU ("Orin"); None without a driver or a GPU. Makes no context."""
+    cuda, device = _first_device()
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    if device is None or cuda.cuDeviceGetName(name, _NAME_BYTES, device) != 0:
+        return None
+    return name.value.decode(errors="replace")
+
+
+def _first_device() -> tuple[ctypes.CDLL | None, ctypes.c_int | None]:
+    """The driver and its first visible GPU; None for what is not there."""
+    cuda, device = _driver(), ctypes.c_int()
+    if cuda is None or cuda.cuInit(0) != 0 or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return cuda, None
+    return cuda, device
 
 
 def _driver() -> ctypes.CDLL | None:

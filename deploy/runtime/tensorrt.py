@@ -10,10 +10,11 @@ from types import ModuleType
 
 import numpy as np
 
+from deploy import plugin
 from deploy.bundle import GRAPHS, Bundle, EngineRecord
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
-from deploy.targets import build_advice
+from deploy.targets import build_advice, build_command
 from talent.errors import UserError
 from talent.require import require
 
@@ -23,8 +24,9 @@ RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # the Python package
 class TensorRTBackend:
     """Runs text.plan and vision.plan. `runtime`: "tensorrt" or "tensorrt_rtx"; one process can use one of the two.
 
-    Raises UserError, before any engine is read, when there is no GPU or driver, when the package is missing, or when
-    the bundle has no engine for this package, version and GPU; afterwards when an engine does not load.
+    Raises UserError, before any engine is read, when there is no GPU or driver, when the package is missing, when the
+    bundle has no engine for this package, version and GPU, or when an engine needs the plugin for RCA and that is
+    missing or does not load; afterwards when an engine does not load.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: str) -> None:
@@ -35,35 +37,30 @@ class TensorRTBackend:
             raise UserError(f"{runtime} needs an NVIDIA GPU and its driver, and none was found (nvidia-smi lists "
                             "them); use the backend onnxruntime instead")
         version = _version(runtime)
-        paths = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
+        engines = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
+        paths = [bundle.directory / engine.path for engine in engines]
         advice = build_advice(bundle.directory, runtime=runtime, arch=architecture, force=True)
-        polygraphy = polygraphy_for(runtime)
+        for engine, path in zip(engines, paths, strict=True):
+            if engine.plugin:
+                _load_plugin(bundle, path, runtime=runtime, arch=architecture)
         try:
-            self._text, self._vision = (self._runner(polygraphy, path, advice) for path in paths)
+            self._text, self._vision = (enter_engine(self._stack, path, runtime=runtime, advice=advice)
+                                        for path in paths)
             check_graphs(str(paths[0].parent), **_interface("text", self._text.engine),
                          **_interface("vision", self._vision.engine))
         except BaseException:
             self.close()
             raise
 
-    def _engine(self, bundle: Bundle, graph: str, version: str, architecture: str) -> Path:
-        path = bundle.engine(graph, runtime=self.name, version=version, arch=architecture)
-        if path is None:
+    def _engine(self, bundle: Bundle, graph: str, version: str, architecture: str) -> EngineRecord:
+        engine = bundle.engine_record(graph, runtime=self.name, version=version, arch=architecture)
+        if engine is None:
             have = {f"{e.runtime} {e.version} for {e.arch} {_why_not(bundle, e, self.name, version, architecture)}"
                     for e in bundle.engines if e.graph == graph}
             raise UserError(f"{bundle.directory} has no {graph} engine for {self.name} {version} on {architecture} (it "
                             f"has: {', '.join(sorted(have)) or 'none'}); engines belong to one version and GPU; "
                             + build_advice(bundle.directory, runtime=self.name, arch=architecture))
-        return path
-
-    def _runner(self, polygraphy: ModuleType, path: Path, advice: str):
-        exception = require("polygraphy.exception", extra=RUNTIMES[self.name]).PolygraphyException
-        try:
-            return self._stack.enter_context(polygraphy.TrtRunner(polygraphy.EngineFromPath(str(path)), name=path.stem))
-        except exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.name} cannot load {path}: {reason} (its own messages are above); the engine is "
-                            f"damaged or was built elsewhere; {advice}") from error
+        return engine
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
@@ -78,6 +75,36 @@ class TensorRTBackend:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def enter_engine(stack: contextlib.ExitStack, path: Path, *, runtime: str, advice: str):
+    """Polygraphy's runner of one engine, ready to run; `stack` closes it.
+
+    Raises UserError, which ends with `advice`, where the engine does not load. One that needs the plugin for RCA loads
+    only after `load_plugin`.
+    """
+    polygraphy = polygraphy_for(runtime)
+    try:
+        return stack.enter_context(polygraphy.TrtRunner(polygraphy.EngineFromPath(str(path)), name=path.stem))
+    except polygraphy_exception(runtime) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{runtime} cannot load {path}: {reason} (its own messages are above); the engine is "
+                        f"damaged or was built elsewhere; {advice}") from error
+
+
+def load_plugin(runtime: str) -> None:
+    """Register the plugin for RCA with the TensorRT that Polygraphy runs; UserError as `deploy.plugin.load` raises."""
+    logger = polygraphy_for(runtime).get_trt_logger()
+    plugin.load(require(runtime, extra=RUNTIMES[runtime]), logger)
+
+
+def _load_plugin(bundle: Bundle, path: Path, *, runtime: str, arch: str) -> None:
+    try:
+        load_plugin(runtime)
+    except UserError as error:
+        without = build_command(bundle.directory, runtime=runtime, arch=arch, plugin="off")
+        raise UserError(f"{path} needs the TensorRT plugin for RCA: {error}; or build the engines without it: "
+                        f"{without}") from error
 
 
 def _why_not(bundle: Bundle, engine: EngineRecord, runtime: str, version: str, architecture: str) -> str:
@@ -111,6 +138,12 @@ def polygraphy_for(runtime: str) -> ModuleType:
                         f"tensorrt_rtx in a process; start another process for {runtime}")
     config.USE_TENSORRT_RTX = wanted
     return require("polygraphy.backend.trt", extra=RUNTIMES[runtime])
+
+
+def polygraphy_exception(runtime: str) -> type[Exception]:
+    """What Polygraphy raises where an engine does not load or run."""
+    polygraphy_for(runtime)  # first of all: any other module of it would bind it to full TensorRT
+    return require("polygraphy.exception", extra=RUNTIMES[runtime]).PolygraphyException
 
 
 def _interface(graph: str, engine) -> dict[str, dict[str, str]]:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talent.model.broadcast import broadcast_batch
-
-ACTIVATIONS = ("none", "relu")
+from talent.model.rca_kernels import ACTIVATIONS, are_computable, installed_library
 
 
 def rca_reference(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
@@ -28,7 +27,7 @@ def rca_reference(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, ac
 
 def _check(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str) -> None:
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {ACTIVATIONS}, received {activation!r}")
+        raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, received {activation!r}")
     fits = visual.dim() == 3 and text.dim() == 3 and weight.dim() == 2 and bias.dim() == 1
     if fits:  # spelt out, because broadcasting would hide a wrong size and give gradients of another shape
         batch, _, width = visual.shape
@@ -42,15 +41,30 @@ def _check(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activatio
 @torch.library.custom_op("talent::rca_cost_aggregation", mutates_args=())
 def rca_cost_aggregation(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor,
                          activation: str = "none") -> Tensor:
-    """The operator `talent::rca_cost_aggregation`; shapes and formula as in `rca_reference`."""
+    """The operator `talent::rca_cost_aggregation`; shapes and formula as in `rca_reference`. The result is contiguous.
+
+    On a GPU it is one kernel where libtalent_kernels.so is (`talent.model.rca_kernels`), else the reference.
+    """
     _check(visual, text, weight, bias, activation)
-    return rca_reference(visual, text, weight, bias, activation)
+    return rca_reference(visual, text, weight, bias, activation).contiguous()
+
+
+@rca_cost_aggregation.register_kernel("cuda")
+def rca_on_gpu(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """The operator on a GPU, queued on the stream that is current there; float64 is left to the reference."""
+    _check(visual, text, weight, bias, activation)
+    kernels = installed_library()
+    if kernels is None or not are_computable(visual, text, weight, bias):
+        return rca_reference(visual, text, weight, bias, activation).contiguous()
+    with torch.cuda.device(visual.device):
+        stream = torch.cuda.current_stream(visual.device).cuda_stream
+        return kernels(visual, text, weight, bias, activation, stream=stream)
 
 
 @rca_cost_aggregation.register_fake
 def _(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
     _check(visual, text, weight, bias, activation)
-    return torch.empty_like(visual)
+    return visual.new_empty(visual.shape)  # contiguous, as the kernels write it: empty_like would keep the strides
 
 
 def _setup_context(ctx, inputs, output) -> None:

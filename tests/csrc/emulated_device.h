@@ -1,6 +1,6 @@
-// A device that runs the kernels of deploy/csrc on the host, one block after the other, so that their very code is tested
-// where no GPU is: the threads of a block are fibers that change over at each barrier, and the operations of a warp are
-// computed from what its 32 lanes hold, in the layouts of the PTX instruction set. Timing means nothing here.
+// A device that runs the kernels of deploy/csrc on the host, one block after the other, so that their very code is
+// tested where no GPU is: the threads of a block are fibers that change over at each barrier, and the operations of a
+// warp are computed from what its 32 lanes hold, in the layouts of the PTX instruction set. Timing means nothing here.
 #pragma once
 
 #include <cstdint>

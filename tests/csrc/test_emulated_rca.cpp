@@ -1,5 +1,5 @@
-// The kernels on the emulated device against the reference: with buffers that end where they end (under AddressSanitizer),
-// poisoned outputs, and the threads of a block in three orders, which must give the same bits.
+// The kernels on the emulated device against the reference: with buffers that end where they end (under
+// AddressSanitizer), poisoned outputs, and the threads of a block in three orders, which must give the same bits.
 #include <cmath>
 #include <cstring>
 #include <random>

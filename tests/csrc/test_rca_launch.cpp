@@ -35,7 +35,8 @@ void check_kinds() {
   check_kind("the neck, tensor core", plan_rca(neck, RcaMethod::kTensorCore, kOrin), RcaKernelKind::kTensor);
   const RcaProblem single = problem(1, 1024, 22, 128, RcaType::kFloat);
   check_kind("FP32", plan_rca(single, RcaMethod::kTensorCore, kOrin), RcaKernelKind::kRows);
-  check_kind("an odd width", plan_rca(problem(1, 9, 3, 33, RcaType::kHalf), RcaMethod::kAuto, kOrin), RcaKernelKind::kAny);
+  check_kind("an odd width", plan_rca(problem(1, 9, 3, 33, RcaType::kHalf), RcaMethod::kAuto, kOrin),
+             RcaKernelKind::kAny);
   check_kind("a large width", plan_rca(problem(1, 9, 3, 1024, RcaType::kFloat), RcaMethod::kAuto, kOrin),
              RcaKernelKind::kAny);
   check_kind("many words", plan_rca(problem(1, 9, 1000, 128, RcaType::kFloat), RcaMethod::kAuto, kOrin),
@@ -64,7 +65,8 @@ void check_grids() {
                 per_warp = 32 / shapes[launch.variant].lanes * kRowTokens;
               }
               const int64_t covered = launch.blocks_per_picture * launch.passes * warps * per_warp;
-              check::that(launch.error == nullptr && covered >= tokens && launch.blocks == batch * launch.blocks_per_picture,
+              const bool holds_all = covered >= tokens && launch.blocks == batch * launch.blocks_per_picture;
+              check::that(launch.error == nullptr && holds_all,
                           "all %lld tokens to be computed, received %lld (%s)", static_cast<long long>(tokens),
                           static_cast<long long>(covered), launch.error);
               check::that(launch.shared_bytes <= device.shared_bytes && launch.threads >= 32 && launch.threads <= 256,

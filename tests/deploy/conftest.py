@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.bundle import Bundle
+from deploy.fuse_rca import fuse_rca
 from talent.image import CLIP_MEAN, CLIP_STD
 from talent.tokenizer import Tokenizer, build_clip_tokenizer
 
@@ -19,8 +20,8 @@ CONTEXT_LENGTH = 8
 VOCAB_SIZE = 600
 
 
-def _save(graph: onnx.GraphProto, path: Path) -> None:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+def _save(graph: onnx.GraphProto, path: Path, *, rca: int = 0) -> None:
+    model = fuse_rca(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), expected=rca)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -51,13 +52,30 @@ def _text_graph(tokenizer: Tokenizer, prompt_type: int) -> onnx.GraphProto:
          _constant("bias_shape", np.array([-1, 1, 1, 1])), _constant("minus_half", np.float32(-0.5))])
 
 
-def _vision_graph(scale: float, colour_name: str) -> onnx.GraphProto:
-    """image [B, 3, S, S] -> logits [B, 1, S/2, S/2]: <colour, pixel in 0..1> - half, averaged over 2 x 2 pixels."""
+def _rca(colour_name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes from the colour [B, 3, 1, 1] to the tensor "aggregated", which is the same: an RCA whose gate is one."""
     nodes = [
+        helper.make_node("Reshape", [colour_name, "one_token"], ["visual"]),  # [B, 1, 3]
+        helper.make_node("Transpose", ["visual"], ["text"], perm=[0, 2, 1]),  # [B, 3, 1]
+        helper.make_node("MatMul", ["visual", "text"], ["rca_cost"]),  # [B, 1, 1]
+        helper.make_node("MatMul", ["rca_cost", "rca_weight"], ["rca_mix"]),  # [B, 1, 3]
+        helper.make_node("Add", ["rca_mix", "rca_bias"], ["rca_gate"]),
+        helper.make_node("Mul", ["rca_gate", "visual"], ["rca"]),
+        helper.make_node("Reshape", ["rca", "one_pixel"], ["aggregated"])]
+    return nodes, [_constant("one_token", np.array([-1, 1, 3])), _constant("one_pixel", np.array([-1, 3, 1, 1])),
+                   _constant("rca_weight", np.zeros((1, 3), np.float32)),
+                   _constant("rca_bias", np.ones(3, np.float32))]
+
+
+def _vision_graph(scale: float, colour_name: str, rca: bool) -> onnx.GraphProto:
+    """image [B, 3, S, S] -> logits [B, 1, S/2, S/2]: <colour, pixel in 0..1> - half, averaged over 2 x 2 pixels."""
+    rca_nodes, rca_constants = _rca(colour_name) if rca else ([], [])
+    nodes = [
+        *rca_nodes,
         helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Mul", ["pooled", "std"], ["scaled"]),
         helper.make_node("Add", ["scaled", "mean"], ["pixels"]),
-        helper.make_node("Mul", ["pixels", colour_name], ["products"]),
+        helper.make_node("Mul", ["pixels", "aggregated" if rca else colour_name], ["products"]),
         helper.make_node("ReduceSum", ["products", "axis"], ["cost"], keepdims=1),
         helper.make_node("Add", ["cost", "bias"], ["sum"]),
         helper.make_node("Mul", ["sum", "scale"], ["logits"])]
@@ -69,20 +87,23 @@ def _vision_graph(scale: float, colour_name: str) -> onnx.GraphProto:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 1, IMAGE_SIZE // 2, IMAGE_SIZE // 2])],
         [_constant("mean", np.array(CLIP_MEAN, np.float32)[None, :, None, None]),
          _constant("std", np.array(CLIP_STD, np.float32)[None, :, None, None]), _constant("axis", np.array([1])),
-         _constant("scale", np.float32(scale))])
+         _constant("scale", np.float32(scale)), *rca_constants])
 
 
 @pytest.fixture
 def make_bundle(tmp_path) -> Callable[..., Bundle]:
-    """make_bundle(scale=, colour_name=, prompt_type=): a toy bundle, or one with a fault of the graphs."""
+    """make_bundle(scale=, colour_name=, prompt_type=, rca=): a toy bundle, one with a fault of the graphs, or one whose
+    vision graph has an RCA.
+    """
 
-    def make(*, scale: float = 1.0, colour_name: str = "colour", prompt_type: int = TensorProto.FLOAT) -> Bundle:
+    def make(*, scale: float = 1.0, colour_name: str = "colour", prompt_type: int = TensorProto.FLOAT,
+             rca: bool = False) -> Bundle:
         directory = tmp_path / "bundle"
         directory.mkdir()
         tokenizer = build_clip_tokenizer(context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE)
         tokenizer.save(directory / "tokenizer.json")
         _save(_text_graph(tokenizer, prompt_type), directory / "text.onnx")
-        _save(_vision_graph(scale, colour_name), directory / "vision.onnx")
+        _save(_vision_graph(scale, colour_name, rca), directory / "vision.onnx", rca=int(rca))
         return Bundle.write_manifest(
             directory, preset="toy", precision="fp32", image_size=IMAGE_SIZE, context_length=CONTEXT_LENGTH,
             source={"checkpoint": "toy.pt", "sha256": "0" * 64}, parity={"iou": 1.0})

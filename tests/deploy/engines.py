@@ -9,11 +9,11 @@ from deploy.bundle import Bundle, EngineRecord, engine_directory
 PLAN = b"plan"
 
 
-def record(graph: str = "text", *, runtime: str = "tensorrt", version: str = "10.3.0",
-           arch: str = "sm87") -> EngineRecord:
+def record(graph: str = "text", *, runtime: str = "tensorrt", version: str = "10.3.0", arch: str = "sm87",
+           plugin: bool = False) -> EngineRecord:
     path = f"{engine_directory(runtime, version, arch)}/{graph}.plan"
     return EngineRecord(graph=graph, precision="fp16", runtime=runtime, version=version, arch=arch, path=path,
-                        seconds=1.5)
+                        seconds=1.5, plugin=plugin)
 
 
 def put_plan(bundle: Bundle, engine: EngineRecord, content: bytes = PLAN) -> Path:

@@ -83,24 +83,68 @@ class RtxConfig(Config):
         return index < self.num_compute_capabilities
 
 
+class Registry:
+    """IPluginRegistry, with one of NVIDIA's own. creators: what the next library brings; what is there is refused."""
+
+    def __init__(self) -> None:
+        self.all_creators = [creator("ROIAlign_TRT", "2", "")]
+        self.creators, self.loaded = [creator("RcaCostAggregation", "1", "talent")], []
+
+    def load_library(self, path: str) -> object | None:
+        if not self.creators or any(one in self.all_creators for one in self.creators):
+            return None
+        handle = tuple(self.creators)
+        self.loaded.append(path)
+        self.all_creators += handle
+        return handle
+
+    def deregister_library(self, handle) -> None:
+        for one in handle:
+            self.all_creators.remove(one)
+
+
+def creator(name: str, version: str, namespace: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, plugin_version=version, plugin_namespace=namespace)
+
+
 class Parser:
-    """One input "x" [-1, 2] comes out of every model."""
+    """One input "x" [-1, 2] comes out of every model, and one layer, which `plugin` computes where it is registered."""
 
     refuse = False
+    plugin = creator("RcaCostAggregation", "1", "talent")
 
     def __init__(self, network, logger) -> None:
         self.network, self.num_errors = network, 1
 
     def parse_from_file(self, path: str) -> bool:
-        self.network.source = ("file", path)
-        return not self.refuse
+        return self._parse("file", path)
 
     def parse(self, model: bytes, path: str | None = None) -> bool:
-        self.network.source = ("memory", path, model)
+        return self._parse("memory", path, model)
+
+    def _parse(self, *source) -> bool:
+        self.network.source = source
+        known = self.plugin in self.registry.all_creators
+        self.network.layers.append(SimpleNamespace(type=self.layer_type["PLUGIN_V3" if known else "MATRIX_MULTIPLY"]))
         return not self.refuse
 
     def get_error(self, index: int) -> str:
         return "no importer for NoSuchOperator"
+
+
+class Network:
+    def __init__(self) -> None:
+        self.layers, self.source, self.num_inputs = [], None, 1
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> SimpleNamespace:
+        return self.layers[index]
+
+    def get_input(self, index: int) -> SimpleNamespace:
+        return [SimpleNamespace(name="x", shape=(-1, 2))][index]
 
 
 class Builder:
@@ -117,8 +161,7 @@ class Builder:
     def create_network(self, flags: int = 0):
         if flags not in self.allowed_flags:
             raise TypeError(f"no such flags in this version, or not strongly typed: {flags:b}")
-        inputs = [SimpleNamespace(name="x", shape=(-1, 2))]
-        self.network = SimpleNamespace(num_inputs=1, get_input=inputs.__getitem__, source=None)
+        self.network = Network()
         return self.network
 
     def create_builder_config(self):
@@ -174,7 +217,10 @@ def fake(version: str, *, monitored: bool = True) -> ModuleType:
         module.ComputeCapability = IntEnum(
             "ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"], start=0)
     strong = {0, 1} if major >= 11 else {1 << flags.STRONGLY_TYPED}
-    module.OnnxParser = type("OnnxParser", (Parser,), {})
+    registry = Registry()
+    module.get_plugin_registry = lambda: registry
+    module.LayerType = IntEnum("LayerType", ["MATRIX_MULTIPLY", "PLUGIN", "PLUGIN_V2", "PLUGIN_V3"], start=0)
+    module.OnnxParser = type("OnnxParser", (Parser,), {"registry": registry, "layer_type": module.LayerType})
     module.Builder = type("Builder", (Builder,), {
         "made": [], "allowed_flags": strong, "config_type": RtxConfig if rtx else ConfigWithTimingCache})
     return module

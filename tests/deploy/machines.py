@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.diagnosis.capabilities import KERNELS, PLUGIN
 from deploy.diagnosis.system import NOT_FOUND, Host, Outcome, Reader
 
 GIB = 2**30
@@ -26,8 +27,10 @@ def command_name(command: Sequence[str]) -> str:
 
 def play(root: Path, *, files: Mapping[str, str] | None = None, answers: Mapping[str, Any] | None = None,
          packages: Mapping[str, str] | None = None, architecture: str = "x86_64", python: str = "3.12.3",
-         memory: int = 32 * GIB, disk: int = 100 * GIB) -> Reader:
-    """A machine. answers: by command name, an Outcome, or what deploy/diagnosis/probe.py would say."""
+         memory: int = 32 * GIB, disk: int = 100 * GIB, libraries: Collection[str] = (KERNELS, PLUGIN)) -> Reader:
+    """A machine. answers: by command name, an Outcome, or what deploy/diagnosis/probe.py would say. libraries: those of
+    ours that are built.
+    """
     known = {"proc/meminfo": f"MemTotal:       {memory // 1024} kB\nMemAvailable:   {memory // 2048} kB\n"
                              "SwapTotal:       0 kB\n", "etc/os-release": 'PRETTY_NAME="Ubuntu 24.04.1 LTS"\n'}
     for name, text in {**known, **(files or {})}.items():
@@ -46,7 +49,8 @@ def play(root: Path, *, files: Mapping[str, str] | None = None, answers: Mapping
 
     host = Host(system="Linux", release="6.8.0", architecture=architecture, python=python, cores=8,
                 temporary_free_bytes=disk)
-    return Reader(root=root, run=run, version=packages.get, host=lambda: host)
+    return Reader(root=root, run=run, version=packages.get, host=lambda: host,
+                  library=lambda name: root / f"build/lib{name}.so" if name in libraries else None)
 
 
 def cuda(name: str, capability: str, version: str = "13.0") -> dict[str, Any]:

@@ -7,18 +7,20 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from deploy import doctor
 from deploy.bundle import GRAPHS, Bundle, EngineRecord
-from deploy.diagnosis.capabilities import EXPORT, PLUGIN, read_plugin
+from deploy.diagnosis.capabilities import EXPORT, KERNELS, PLUGIN
 from deploy.diagnosis.findings import ERROR, NOTE, SEVERITIES, WARNING, findings
 from deploy.diagnosis.gpus import Gpu
 from deploy.diagnosis.system import NO_ANSWER, NOT_FOUND, Outcome
 from deploy.doctor import diagnose, main, render, to_dict
+from talent.native import BUILD
 from tests.deploy import machines
+from tests.deploy.engines import record
+from tests.deploy.engines import with_engines as put_engines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,30 +180,39 @@ def test_export_is_what_setup_says():
     assert all(f'"{name}' in extras for name in EXPORT)
 
 
-# The plugin ----------------------------------------------------------------------------------------------------------
+# Our compiled libraries ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("library", [None, Path("libtalent_rca.so")])
-def test_the_plugins_library_is_asked_for_where_there_is_a_plugin(tmp_path, monkeypatch, library):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == PLUGIN)
-    plugin = read_plugin(lambda name: SimpleNamespace(library=lambda: library))
-    assert plugin.state == ("found" if library else "not built") and plugin.library == (library and str(library))
+@pytest.mark.parametrize(("libraries", "missing"), [
+    ([], "CUDA kernels and TensorRT plugin"), ([KERNELS], "TensorRT plugin"), ([PLUGIN], "CUDA kernels"),
+    ([KERNELS, PLUGIN], None)])
+def test_the_libraries_that_are_not_built_are_a_note_with_the_command(tmp_path, libraries, missing):
+    facts = diagnose(machines.server(tmp_path, libraries=libraries))
+    assert named(facts) == ({"libraries-not-built": NOTE} if missing else {})
+    if missing:
+        note = finding(facts, "libraries-not-built")
+        assert f"RCA's {missing} are not built" in note.sentence and note.remedy == BUILD
 
 
-def test_no_plugin_is_no_harm(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    plugin = read_plugin()
-    assert plugin.state == "not built" and "standard operators" in plugin.detail
+def test_where_no_gpu_is_the_libraries_are_looked_for_and_not_missed(tmp_path):
+    facts = diagnose(machines.bare(tmp_path, libraries=[PLUGIN]))
+    assert named(facts) == {"no-runner": WARNING}
+    assert to_dict(facts)["libraries"] == {"kernels": None, "plugin": str(tmp_path / "build/libtalent_plugin.so")}
+    words = " ".join(render(facts).split())
+    assert f"plugin found: {tmp_path / 'build/libtalent_plugin.so'} -> {BUILD}" in words
+    assert "kernels not built: PyTorch computes RCA with its own operators" in words
+    assert BUILD not in " ".join(render(diagnose(machines.bare(tmp_path))).split())
 
 
-def test_old_parsers_do_not_take_a_plugin(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "read_plugin", lambda: doctor_plugin("found", "libtalent_rca.so"))
-    assert named(diagnose(machines.orin(tmp_path)))["plugin-after-function"] == NOTE
-    assert "plugin-after-function" not in named(diagnose(machines.server(tmp_path)))
-
-
-def doctor_plugin(state: str, library: str | None):
-    return SimpleNamespace(state=state, library=library, detail="")
+def test_an_engine_with_the_plugin_fits_where_the_library_is(tmp_path, toy_bundle):
+    engines = [record(graph, runtime="tensorrt_rtx", version="1.7.1.116", arch="sm89", plugin=graph == "vision")
+               for graph in GRAPHS]
+    bundle = put_engines(toy_bundle, *engines)
+    for libraries, reason in (([PLUGIN], None), ([KERNELS], "it needs the RCA plugin, which was not found")):
+        facts = diagnose(machines.desktop(tmp_path / "machine", libraries=libraries), bundle)
+        assert [engine.reason for engine in facts.bundle.engines] == [None, reason]
+        assert (facts.bundle.rebuild is None) is (reason is None)
+        assert "1.7.1.116, sm89, with the RCA plugin" in " ".join(render(facts).split())
 
 
 # Bundles -------------------------------------------------------------------------------------------------------------
@@ -286,7 +297,7 @@ def test_a_bundle_that_nothing_can_run_is_an_error(tmp_path, toy_bundle):
 def test_the_report_is_one_of_two_forms_of_the_same(tmp_path, toy_bundle, start):
     facts = diagnose(getattr(machines, start)(tmp_path / "machine"), toy_bundle)
     report = json.loads(json.dumps(to_dict(facts)))
-    assert list(report) == ["machine", "gpus", "software", "capabilities", "plugin", "findings", "bundle"]
+    assert list(report) == ["machine", "gpus", "software", "capabilities", "libraries", "findings", "bundle"]
     assert {key for found in report["findings"] for key in found} <= {"severity", "name", "sentence", "remedy"}
     assert [c["name"] for c in report["capabilities"]] == ["onnxruntime", "tensorrt", "tensorrt_rtx", "export"]
     assert report["machine"]["gpu_arch"] == facts.gpus.arch and len(report["gpus"]) == len(facts.gpus.gpus)
@@ -294,7 +305,7 @@ def test_the_report_is_one_of_two_forms_of_the_same(tmp_path, toy_bundle, start)
     words = " ".join(text.split())
     for found in report["findings"]:
         assert found["sentence"] in words and found["remedy"] in words
-    for title in ("Machine", "GPUs", "Software", "What can be built and run here", "RCA plugin", "Bundle", "Findings"):
+    for title in ("Machine", "GPUs", "Software", "What can be built and run here", "RCA in CUDA", "Bundle", "Findings"):
         assert f"\n{title}" in text
     assert all(len(line) <= 100 or " " not in line.strip() for line in text.splitlines())
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy import fuse_rca, inspect_bundle
+from deploy import fuse_rca, inspect_bundle, plugin
 from deploy.bundle import Bundle
 from deploy.inspect_bundle import Machine, hindrance, main, this_machine
 from deploy.integrity import measure
 from deploy.onnx_summary import RCA, Tensor, summarise
 from talent.errors import UserError
+from talent.native import BUILD
 from tests.deploy.engines import record, with_engines
 
 NO_GPU = Machine(None, {})
@@ -165,6 +168,19 @@ def test_which_engine_runs_where(toy_bundle, machine, reason):
     assert found is None if reason is None else reason in found
 
 
+def test_an_engine_with_the_plugin_says_so_and_needs_its_library(toy_bundle, capsys):
+    fitting = Machine("sm89", {"tensorrt_rtx": "1.7.1"})
+    bundle = with_engines(toy_bundle, dataclasses.replace(ENGINE, plugin=True), record("vision"))
+    without, with_it = (hindrance(bundle.engines[0], bundle, machine)
+                        for machine in (fitting, dataclasses.replace(fitting, plugin=True)))
+    assert with_it is None and BUILD in without
+    assert without.endswith(f"without it: talent-build {bundle.directory} --runtime tensorrt_rtx --plugin off")
+    _, out, _ = run(capsys, bundle.directory)
+    assert [line.endswith("with the RCA plugin") for line in out.splitlines() if ".plan  fp16" in line] == [True, False]
+    engines = json.loads(run(capsys, bundle.directory, "--json")[1])["engines"]
+    assert [engine["plugin"] for engine in engines] == [True, False]
+
+
 def test_engines_that_are_not_here_or_out_of_date(toy_bundle, make_bundle):
     fitting = Machine("sm89", {"tensorrt_rtx": "1.7.1"})
     bundle = with_engines(toy_bundle, ENGINE)
@@ -180,6 +196,11 @@ def test_this_machine(monkeypatch):
     monkeypatch.setattr(inspect_bundle, "installed_runtimes", lambda: pytest.fail("no GPU, no import"))
     assert this_machine() == NO_GPU
     monkeypatch.setattr(inspect_bundle, "gpu_architecture", lambda: "sm87")
+
+    monkeypatch.setattr(inspect_bundle, "installed_runtimes", list)
+    for library in (None, Path("plugin.so")):
+        monkeypatch.setattr(plugin, "find", lambda library=library: library)
+        assert this_machine() == Machine("sm87", {}, plugin=library is not None)
 
     def broken():
         raise UserError("tensorrt is installed but does not load")

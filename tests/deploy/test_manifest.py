@@ -35,7 +35,8 @@ VALUES = [None, True, False, -1, 0, 1, 2, 3, 448.0, 0.5, 1.5, 1e300, 10**30, "",
 @pytest.fixture
 def content(toy_bundle) -> dict[str, Any]:
     """A manifest with every field."""
-    bundle = with_engines(toy_bundle, record("text"), record("vision", runtime="tensorrt_rtx", arch="portable"))
+    bundle = with_engines(toy_bundle, record("text"),
+                          record("vision", runtime="tensorrt_rtx", arch="portable", plugin=True))
     return json.loads((bundle.directory / "bundle.json").read_text())
 
 
@@ -98,6 +99,16 @@ def test_the_package_and_its_schema_agree(content, tmp_path):
     assert refused > 1000 and taken > 100
 
 
+def test_what_is_not_said_of_a_plugin_is_that_there_is_none(content, tmp_path):
+    """Bundles of before there was one."""
+    assert [engine["plugin"] for engine in content["engines"]] == [False, True]
+    for engine in content["engines"]:
+        del engine["plugin"]
+    (tmp_path / "bundle.json").write_text(json.dumps(content))
+    assert VALIDATOR.is_valid(content)
+    assert [engine.plugin for engine in Bundle.read(tmp_path).engines] == [False, False]
+
+
 def test_a_bundle_without_engines_is_valid(toy_bundle):
     manifest = json.loads((toy_bundle.directory / "bundle.json").read_text())
     assert manifest["engines"] == [] and VALIDATOR.is_valid(manifest)
@@ -124,6 +135,7 @@ def test_a_bundle_without_engines_is_valid(toy_bundle):
     ({"engines": [{**ENGINE, "arch": "8.7"}]}, "sm87"),
     ({"engines": [{**ENGINE, "built_from": {}}]}, "SHA-256 by name"),
     ({"engines": [{**ENGINE, "runtime": "openvino"}]}, "one of tensorrt, tensorrt_rtx"),
+    ({"engines": [{**ENGINE, "plugin": "yes"}]}, r"engines\[0\]\.plugin to be true or false, received 'yes'"),
     ({"files": {}}, "digest of text.onnx"),
     ({"files": {**dict.fromkeys(NAMES, FILE), "/etc/passwd": FILE}}, "inside the bundle"),
     ({"files": {**dict.fromkeys(NAMES, FILE), "../x": FILE}}, "inside the bundle"),

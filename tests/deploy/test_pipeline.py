@@ -8,19 +8,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
 from calibration.quantize import quantized_nodes
-from deploy import Segmenter
+from deploy import Segmenter, export, pipeline
+from deploy.build import BuildOptions
 from deploy.bundle import REPORT, TEXT, TOKENIZER, VISION, Bundle
 from deploy.export import main
 from deploy.onnx_files import PrecisionOptions, requested, save_graph
 from deploy.onnx_run import run
 from talent.checkpoint import load_checkpoint, save_checkpoint
 from talent.errors import UserError
+from talent.native import BUILD, LIBRARIES
 from tests.networks import SMALL, loud, save_network
 
 FEW = ["--no-engine", "--data", "shapes", "--calibration", "2", "--parity", "2"]
@@ -111,6 +114,29 @@ def test_what_was_measured_is_printed_and_recorded(resized):
     assert parity["allowed_drop"] is True and parity["bound"] == -1 and parity["samples"] == 2
     assert {"nta_rate", "nta_rate_reference", "mask_agreement_min", "oiou"} <= parity.keys()
     assert "--allow-drop let it through" in printed
+
+
+def test_the_plugin_that_is_asked_for_is_missed_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(LIBRARIES, str(tmp_path))
+    assert main([str(tmp_path), "--plugin", "on", "-o", str(tmp_path / "bundle")]) == 2
+    assert BUILD in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "plugin"), [([], "auto"), (["--plugin", "on"], "on"),
+                                                   (["--plugin", "off"], "off")])
+def test_the_plugin_is_passed_on_to_the_engines(tmp_path, monkeypatch, capsys, arguments, plugin):
+    received = []
+
+    def build_engines(bundle, options):
+        received.append(options)
+        raise UserError("no further")
+
+    monkeypatch.setattr(export, "choose_runtime", lambda: None)
+    monkeypatch.setattr(export, "check_library", lambda: None)
+    monkeypatch.setattr(pipeline, "_export", lambda *_: SimpleNamespace(bundle=None))
+    monkeypatch.setattr(pipeline, "build_engines", build_engines)
+    assert main([str(tmp_path), *arguments, "--batch", "2", "-o", str(tmp_path / "bundle")]) == 2
+    assert "no further" in capsys.readouterr().err and received == [BuildOptions(batch=2, plugin=plugin)]
 
 
 def test_the_gate_names_the_layers_that_lost_most(checkpoint, tmp_path, capsys):

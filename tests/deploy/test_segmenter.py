@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deploy import Segmenter
+from deploy import Segmenter, plugin
 from deploy.bundle import Bundle, EngineRecord
 from deploy.runtime import gpu
 from deploy.runtime import segmenter as segmenter_module
@@ -19,7 +19,9 @@ from deploy.runtime import tensorrt as tensorrt_backend
 from deploy.runtime.tensorrt import TensorRTBackend
 from talent.errors import UserError
 from talent.image import save_image
+from talent.native import BUILD, LIBRARIES
 from tests.deploy.engines import record, with_engines
+from tests.deploy.fake_tensorrt import fake
 
 RECTANGLES = {"r": (10, 20, 50, 60), "g": (60, 30, 90, 80), "b": (100, 10, 145, 40)}  # x0, y0, x1, y1 in `picture`
 
@@ -275,19 +277,83 @@ def test_tensorrt_outputs_may_be_kept(toy_bundle, fake_tensorrt):
     assert logits[0, 0, 0, 0] == 12 + 16 and logits.dtype == np.float32
 
 
+# The plugin for RCA
+
+
+@pytest.fixture
+def events(fake_tensorrt, monkeypatch) -> list[str]:
+    """What is loaded, in order: the plugin, with whose logger, and engines."""
+    events: list[str] = []
+
+    def runner(engine, name):
+        events.append(name)
+        return FakeRunner(engine, name)
+
+    monkeypatch.setattr(tensorrt_backend, "polygraphy_for", lambda runtime: SimpleNamespace(
+        TrtRunner=runner, EngineFromPath=lambda path: path, get_trt_logger=lambda: "Polygraphy's logger"))
+    monkeypatch.setattr(plugin, "load", lambda trt, logger: events.append(f"plugin {trt.__version__}, {logger}"))
+    return events
+
+
+def with_plugin(bundle: Bundle, *, plugin: bool = True) -> Bundle:
+    return with_engines(bundle, record("text"), record("vision", plugin=plugin))
+
+
+def test_the_plugin_is_loaded_before_any_engine_is_read(toy_bundle, events):
+    Segmenter(with_plugin(toy_bundle), "tensorrt").close()
+    assert events == ["plugin 10.3.0, Polygraphy's logger", "text", "vision"]
+
+
+def test_engines_without_the_plugin_need_no_library(toy_bundle, events):
+    Segmenter(with_plugin(toy_bundle, plugin=False), "tensorrt").close()
+    assert events == ["text", "vision"]
+
+
+def test_a_missing_plugin_says_what_needs_it_and_two_ways_out(toy_bundle, fake_tensorrt, monkeypatch, tmp_path):
+    monkeypatch.setattr(tensorrt_backend, "polygraphy_for", lambda runtime: SimpleNamespace(
+        TrtRunner=lambda engine, name: pytest.fail("an engine was read"), EngineFromPath=str,
+        get_trt_logger=lambda: None))
+    monkeypatch.setitem(sys.modules, "tensorrt", fake("10.3.0"))
+    monkeypatch.setattr(sys.modules["tensorrt"], "get_plugin_registry", lambda: SimpleNamespace(all_creators=[]),
+                        raising=False)
+    monkeypatch.setenv(LIBRARIES, str(tmp_path))
+    bundle = with_plugin(toy_bundle)
+    with pytest.raises(UserError) as caught:
+        Segmenter(bundle, "tensorrt")
+    message = str(caught.value)
+    assert message.startswith(f"{bundle.directory / bundle.engines[1].path} needs the TensorRT plugin for RCA: ")
+    assert BUILD in message
+    assert message.endswith(f"; or build the engines without it: talent-build {bundle.directory} --runtime tensorrt "
+                            "--plugin off")
+
+
+def test_auto_goes_on_without_the_plugin(toy_bundle, events, monkeypatch):
+    def load(trt, logger):
+        raise UserError("no such library")
+
+    monkeypatch.setattr(plugin, "load", load)
+    monkeypatch.setattr(segmenter_module.importlib.util, "find_spec", lambda name: name == "tensorrt" or None)
+    segmenter = Segmenter(with_plugin(toy_bundle), threads=1)
+    assert segmenter.backend.name == "onnxruntime" and "no such library" in segmenter.auto_report[0]
+
+
 def test_gpu_architecture(monkeypatch):
     def get_attribute(value, attribute, device):
         value._obj.value = {75: 12, 76: 1}[attribute]
         return 0
 
+    def get_name(name, size, device):
+        name.value = b"NVIDIA GB10"[:size]
+        return 0
+
     driver = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=lambda device, index: 0,
-                             cuDeviceGetAttribute=get_attribute)
+                             cuDeviceGetAttribute=get_attribute, cuDeviceGetName=get_name)
     monkeypatch.setattr(gpu, "_driver", lambda: driver)
-    assert gpu.gpu_architecture() == "sm121"
+    assert gpu.gpu_architecture() == "sm121" and gpu.gpu_name() == "NVIDIA GB10"
     driver.cuInit = lambda flags: 100  # CUDA_ERROR_NO_DEVICE
-    assert gpu.gpu_architecture() is None
+    assert gpu.gpu_architecture() is None and gpu.gpu_name() is None
     monkeypatch.setattr(gpu, "_driver", lambda: None)
-    assert gpu.gpu_architecture() is None
+    assert gpu.gpu_architecture() is None and gpu.gpu_name() is None
 
 
 def test_polygraphy_is_bound_to_the_chosen_tensorrt():

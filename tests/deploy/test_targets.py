@@ -26,11 +26,13 @@ def test_the_targets_are_those_of_tensorrt_rtx():
     ({}, []), ({"runtime": "tensorrt", "arch": "sm75"}, ["--runtime", "tensorrt"]),
     ({"runtime": "tensorrt_rtx", "arch": "sm89"}, ["--runtime", "tensorrt_rtx"]),
     ({"runtime": "tensorrt_rtx", "arch": "sm75"}, ["--runtime", "tensorrt_rtx", "--arch", "sm75"]),
-    ({"runtime": "tensorrt", "force": True}, ["--runtime", "tensorrt", "--force"])])
+    ({"runtime": "tensorrt", "force": True}, ["--runtime", "tensorrt", "--force"]),
+    ({"runtime": "tensorrt", "plugin": "off"}, ["--runtime", "tensorrt", "--plugin", "off"])])
 def test_the_command_is_one_that_talent_build_takes(options, words):
     command = shlex.split(build_command("my bundle", **options))
     assert command == ["talent-build", "my bundle", *words]
-    assert str(parser().parse_args(command[1:]).bundle) == "my bundle"
+    parsed = parser().parse_args(command[1:])
+    assert str(parsed.bundle) == "my bundle" and parsed.plugin == options.get("plugin", "auto")
 
 
 @pytest.mark.parametrize(("runtime", "arch", "advice"), [

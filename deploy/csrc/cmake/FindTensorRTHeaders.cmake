@@ -90,8 +90,8 @@ if(TensorRTHeaders_FOUND)
     target_include_directories(TensorRT::headers SYSTEM INTERFACE ${TensorRTHeaders_INCLUDE_DIR})
   endif()
 else()
-  string(APPEND TensorRTHeaders_PROBLEM ". On a Jetson: apt install libnvinfer-headers-dev. Elsewhere take NVIDIA's tar \
-file of TensorRT, or github.com/NVIDIA/TensorRT at the version that will load the plugin, and name its directory: \
+  string(APPEND TensorRTHeaders_PROBLEM ". On a Jetson: apt install libnvinfer-headers-dev. Elsewhere take NVIDIA's \
+tar file of TensorRT, or github.com/NVIDIA/TensorRT at the version that will load the plugin, and name its directory: \
 cmake -DTENSORRT_ROOT=/path/to/TensorRT")
   if(TensorRTHeaders_FIND_REQUIRED OR TENSORRT_ROOT)
     message(FATAL_ERROR "${TensorRTHeaders_PROBLEM}")
