@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo plugin test test-slow lint clean
+.PHONY: demo plugin test test-slow test-gpu lint clean
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,8 +16,8 @@ $(INSTALLED): setup.py pyproject.toml
 demo: $(INSTALLED)  ## tune, merge, export, build engines, compare: demo/report.html
 	$(BIN)/python demo/run.py
 
-plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; needs nvcc, and TensorRT's headers (TENSORRT_ROOT)
-	cmake -B build
+plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; TENSORRT_ROOT: where TensorRT's headers are
+	cmake -B build $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT))
 	cmake --build build --parallel
 	ctest --test-dir build --output-on-failure
 
@@ -26,6 +26,11 @@ test: $(INSTALLED)  ## the tests, without the slow ones
 
 test-slow: $(INSTALLED)  ## the tests that take minutes (the base preset's engines)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED) plugin  ## the tests that need an NVIDIA GPU, and the kernels under NVIDIA's sanitizers
+	$(BIN)/python -m pytest -m gpu
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/csrc/sanitize_rca.py || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
