@@ -23,4 +23,15 @@ if(BUILD_TESTING)
   target_link_options(test_plugin PRIVATE -fsanitize=address,undefined)
   target_link_libraries(test_plugin PRIVATE TensorRT::headers)
   add_test(NAME test_plugin COMMAND test_plugin)
+
+  set(tests ${PROJECT_SOURCE_DIR}/tests/csrc)
+  add_library(other_plugin MODULE ${tests}/other_plugin.cpp)
+  add_library(stand_in_rtx SHARED ${tests}/other_plugin.cpp)  # only its name is looked at
+  set_target_properties(stand_in_rtx PROPERTIES OUTPUT_NAME tensorrt_rtx SOVERSION 1
+                                                LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/stand_in)
+  add_executable(test_plugin_loader ${tests}/test_plugin_loader.cpp)
+  target_include_directories(test_plugin_loader PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(test_plugin_loader PRIVATE TensorRT::headers ${CMAKE_DL_LIBS})
+  add_test(NAME test_plugin_loader COMMAND test_plugin_loader $<TARGET_FILE:talent_plugin> $<TARGET_FILE:other_plugin>
+                                           $<TARGET_FILE:stand_in_rtx>)
 endif()
