@@ -6,6 +6,7 @@ NumPy and OpenCV only. Letters: H, W photo; S square input of the network; h, w 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import numpy as np
 
 from talent.errors import UserError
 from talent.files import atomic_write
+from talent.photo_mask import TILE_HEIGHT, TILE_WIDTH, bands, bicubic_matrix, tiles
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB; the published checkpoints were trained with these,
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)  # not with ImageNet's
 THRESHOLD = 0.35  # probability above which a pixel belongs to the object
-BICUBIC_A = -0.75  # Keys' coefficient as PyTorch and OpenCV set it
 _MAX_SIDE = 32766  # OpenCV's warp keeps coordinates in 16 bits
 
 
@@ -127,10 +128,10 @@ def letterbox_mask(mask: np.ndarray, box: Letterbox) -> np.ndarray:
 
 def normalise(canvas: np.ndarray) -> np.ndarray:
     """uint8 [S, S, 3] RGB -> float32 [3, S, S] with CLIP's mean 0 and standard deviation 1."""
-    planes = np.ascontiguousarray(canvas.transpose(2, 0, 1), dtype=np.float32)  # [3, S, S]
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    planes *= 1 / (255 * std)
-    planes -= mean / std
+    planes = np.empty((3, *canvas.shape[:2]), np.float32)
+    for channel, plane, mean, std in zip(cv2.split(canvas), planes, CLIP_MEAN, CLIP_STD, strict=True):
+        # plane = channel / (255 std) - mean / std, from bytes to float32 in one pass
+        cv2.addWeighted(channel, 1 / (255 * std), channel, 0, -mean / std, dst=plane, dtype=cv2.CV_32F)
     return planes
 
 
@@ -143,45 +144,65 @@ def preprocess(image: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
     return normalise(canvas)[None], box
 
 
-@functools.lru_cache(maxsize=16)
-def _bicubic_matrix(source: int, target: int) -> np.ndarray:
-    """float32 [target, source]: `M @ x` is PyTorch's bicubic interpolation of x with align_corners=True."""
-    matrix = np.zeros((target, source))
-    position = np.arange(target) * ((source - 1) / (target - 1) if target > 1 else 0.0)
-    first = np.floor(position).astype(int)
-    for tap in range(-1, 3):
-        distance = np.abs(position - (first + tap))
-        near = ((BICUBIC_A + 2) * distance - (BICUBIC_A + 3)) * distance**2 + 1
-        far = ((BICUBIC_A * distance - 5 * BICUBIC_A) * distance + 8 * BICUBIC_A) * distance - 4 * BICUBIC_A
-        weight = np.where(distance <= 1, near, far)
-        # Taps beyond the edge repeat the edge, so one source pixel may collect several weights.
-        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, source - 1)), weight)
-    matrix = matrix.astype(np.float32)
-    matrix.flags.writeable = False
-    return matrix
-
-
 def upsample_bicubic(grid: np.ndarray, size: int) -> np.ndarray:
     """float32 [h, w] -> float32 [S, S], bicubic with corners aligned, equal to PyTorch's to rounding."""
     h, w = grid.shape
-    return _bicubic_matrix(h, size) @ grid @ _bicubic_matrix(w, size).T
+    return bicubic_matrix(h, size) @ grid @ bicubic_matrix(w, size).T
 
 
-def probability_on_photo(logits: np.ndarray, box: Letterbox) -> np.ndarray:
-    """The network's logits (float32 [h, w]) -> the probability of each photo pixel, float32 [H, W] in [0, 1]."""
+def _tiles(logits: np.ndarray, box: Letterbox, *, above: float) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """The tiles of the photo that have a probability above `above`, before it is clipped: see talent.photo_mask."""
     if logits.ndim != 2:
         raise ValueError(f"expected logits as [h, w], received {list(logits.shape)}")
     # The logistic function by tanh, which does not overflow for very negative logits.
     probability = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float32, copy=False))  # [h, w]
-    canvas = upsample_bicubic(probability, box.size)  # [S, S]
-    photo = cv2.warpAffine(canvas, box.matrix, (box.width, box.height),
-                           flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderValue=0)  # [H, W]
-    return np.clip(photo, 0, 1, out=photo)  # cubic interpolation overshoots
+    (h, w), (x, y) = logits.shape, box.matrix[:, 2].tolist()
+    rows = bands(box.height, scale=box.scale, offset=y, canvas=box.size, grid=h, step=TILE_HEIGHT)
+    columns = bands(box.width, scale=box.scale, offset=x, canvas=box.size, grid=w, step=TILE_WIDTH)
+    return tiles(probability, rows, columns, above=above)
+
+
+def probability_on_photo(logits: np.ndarray, box: Letterbox) -> np.ndarray:
+    """The network's logits (float32 [h, w]) -> the probability of each photo pixel, float32 [H, W] in [0, 1]."""
+    photo = np.zeros((box.height, box.width), np.float32)
+    for where, tile in _tiles(logits, box, above=0):
+        np.clip(tile, 0, 1, out=photo[where])  # cubic interpolation overshoots
+    return photo
 
 
 def binarise(probability: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
     """float32 [H, W] -> bool [H, W]."""
     return probability > threshold
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The smallest (x0, y0, x1, y1) around bool [H, W], ends excluded; None for an empty mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    y0, y1 = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[y0:y1].any(axis=0))
+    return int(columns[0]), y0, int(columns[-1]) + 1, y1
+
+
+def mask_on_photo(logits: np.ndarray, box: Letterbox,
+                  threshold: float = THRESHOLD) -> tuple[np.ndarray, tuple[int, int, int, int] | None, float]:
+    """The network's logits (float32 [h, w]) -> (mask bool [H, W], its bounding box, mean probability inside it).
+
+    The mask is `binarise(probability_on_photo(logits, box), threshold)` to the bit, at a fraction of the time: only
+    tiles of the photo that can pass the threshold are computed, and the probability is kept nowhere. The bounding box
+    is None and the mean 0.0 when the mask is empty. Raises UserError for a threshold outside [0, 1).
+    """
+    if not 0 <= threshold < 1:
+        raise UserError(f"expected a threshold from 0 to below 1, received {threshold}")
+    mask, total = np.zeros((box.height, box.width), bool), 0.0
+    for where, tile in _tiles(logits, box, above=threshold):
+        np.greater(tile, threshold, out=mask[where])
+        _, tile = cv2.threshold(tile, 1, 0, cv2.THRESH_TRUNC, dst=tile)  # clipped as in `probability_on_photo`, then
+        _, tile = cv2.threshold(tile, threshold, 0, cv2.THRESH_TOZERO, dst=tile)  # 0 outside the mask
+        total += cv2.sumElems(tile)[0]
+    pixels = int(np.count_nonzero(mask))
+    return mask, bounding_box(mask), total / pixels if pixels else 0.0
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, int] = (255, 59, 92),

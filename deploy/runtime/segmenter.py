@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from deploy.runtime.interface import Backend
 from deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from deploy.runtime.tensorrt import RUNTIMES, TensorRTBackend
 from talent.errors import UserError, suggest
-from talent.image import Letterbox, binarise, preprocess, probability_on_photo, read_image
+from talent.image import Letterbox, mask_on_photo, preprocess, probability_on_photo, read_image
 from talent.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "onnxruntime", *RUNTIMES)
@@ -38,14 +39,24 @@ class Prompt:
 class Segmentation:
     """The answer, in the photo's own pixels.
 
-    mask: bool [H, W]. probability: float32 [H, W] in [0, 1]. box: (x0, y0, x1, y1), so that `mask[y0:y1, x0:x1]` holds
-    the whole mask; None when the mask is empty. score: mean probability inside the mask, 0.0 when it is empty.
+    mask: bool [H, W]. box: (x0, y0, x1, y1), so that `mask[y0:y1, x0:x1]` holds the whole mask; None when the mask is
+    empty. score: mean probability inside the mask, 0.0 when it is empty. logits: float32 [h, w], what the network gave;
+    letterbox: where the photo lay in its input. `probability` comes from these two.
     """
 
     mask: np.ndarray
-    probability: np.ndarray
     box: tuple[int, int, int, int] | None
     score: float
+    logits: np.ndarray
+    letterbox: Letterbox
+
+    @functools.cached_property
+    def probability(self) -> np.ndarray:
+        """float32 [H, W] in [0, 1]; `mask` is where it is above the threshold.
+
+        Computed when it is first asked for, because it takes longer than the mask, and most programs need no more.
+        """
+        return probability_on_photo(self.logits, self.letterbox)
 
 
 class Segmenter:
@@ -115,11 +126,9 @@ class Segmenter:
         if not np.isfinite(logits).all():
             raise UserError(f"the {self.bundle.precision} network gave logits that are not finite, which FP16 overflow "
                             "does; export the bundle again with talent-export --fp32")
-        probability = probability_on_photo(logits[0, 0], letterbox)  # [H, W]
-        mask = binarise(probability, self.threshold)
-        box = _box(mask)
-        score = float(probability[mask].mean()) if box else 0.0
-        return Segmentation(mask=mask, probability=probability, box=box, score=score)
+        own = logits[0, 0].astype(np.float32)  # [h, w], a copy: the probability is computed later, if at all
+        mask, box, score = mask_on_photo(own, letterbox, self.threshold)
+        return Segmentation(mask=mask, box=box, score=score, logits=own, letterbox=letterbox)
 
     def segment(self, image: np.ndarray | str | Path, prompt: Prompt) -> Segmentation:
         """preprocess -> infer -> postprocess for one photo and an encoded sentence."""
@@ -141,11 +150,3 @@ class Segmenter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The smallest (x0, y0, x1, y1) around bool [H, W], ends excluded; None for an empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

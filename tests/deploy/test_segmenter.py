@@ -66,6 +66,20 @@ def test_prompt_serves_many_pictures_and_stages_compose(toy_bundle, picture):
     assert (again.box, again.score) == (first.box, first.score)
 
 
+def test_the_probability_is_made_when_it_is_asked_for(toy_bundle, picture, monkeypatch):
+    made = []
+    original = segmenter_module.probability_on_photo
+    monkeypatch.setattr(segmenter_module, "probability_on_photo", lambda *given: made.append(1) or original(*given))
+    with Segmenter(toy_bundle, "onnxruntime", threads=1) as segmenter:
+        tensor, letterbox = segmenter.preprocess(picture)
+        logits = segmenter.infer(tensor, segmenter.encode("r"))
+        result = segmenter.postprocess(logits, letterbox)
+    assert result.mask.any() and not made
+    logits[...] = 0  # the caller's own, who may use it again
+    assert np.array_equal(result.mask, result.probability > 0.35) and made == [1]
+    assert result.probability is result.probability and made == [1]
+
+
 def test_backend_takes_a_batch(toy_bundle, picture):
     segmenter = Segmenter(toy_bundle, "onnxruntime", threads=1)
     prompt = segmenter.backend.text(segmenter.tokenizer(["r", "b"]))

@@ -77,7 +77,26 @@ def test_normalise():
     expected = ((canvas / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
     planes = normalise(canvas)
     assert planes.dtype == np.float32 and planes.flags.c_contiguous
-    np.testing.assert_allclose(planes, expected, atol=1e-5)
+    np.testing.assert_allclose(planes, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 4), (4, 1), (3, 3)])
+def test_normalise_any_memory_layout(height, width):
+    canvas = photo(3 * height, 2 * width)[::3, ::-2]
+    planes = normalise(canvas)
+    assert planes.shape == (3, height, width)
+    np.testing.assert_allclose(planes, ((canvas / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1), atol=1e-6)
+
+
+def test_preprocess_is_the_published_warp_to_the_last_grey_level():
+    """Checkpoints were trained on cv2.warpAffine's cubic: a faster letterbox must not be another one."""
+    for height, width in ((720, 1280), (641, 480), (7, 3)):
+        picture = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        tensor, box = preprocess(picture, 112)
+        canvas = cv2.warpAffine(picture, box.matrix, (112, 112), flags=cv2.INTER_CUBIC,
+                                borderValue=[255 * mean for mean in CLIP_MEAN])
+        levels = 255 * (tensor[0].transpose(1, 2, 0) * CLIP_STD + CLIP_MEAN)
+        np.testing.assert_allclose(levels, canvas, atol=1e-3)
 
 
 def test_preprocess():
@@ -131,7 +150,7 @@ def test_probability_on_photo_follows_the_published_steps(height, width):
     result = probability_on_photo(logits, box)
     assert result.shape == (height, width) and result.dtype == np.float32
     assert result.min() >= 0 and result.max() <= 1
-    # OpenCV places samples on a grid of 1/32 pixel: a coordinate that rounds the other way moves a value by this much.
+    # OpenCV 4 places samples on a grid of 1/32 pixel: a coordinate that is rounded moves a value by this much.
     np.testing.assert_allclose(result, expected, atol=2e-2)
     assert np.mean(np.abs(result - expected)) < 1e-4
 
