@@ -20,6 +20,7 @@ plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; TENS
 	cmake -B build $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT))
 	cmake --build build --parallel
 	ctest --test-dir build --output-on-failure
+	@test -f build/libtalent_plugin.so || { echo "no TensorRT plugin was made: see above what cmake left out, and why"; exit 1; }
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import sys
 import tempfile
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def alias(name: str, library: str) -> bytes:
 
 def _file_header(segments: int) -> bytes:
     """The machine and its ways are those of the Python that runs."""
-    with open(sys.executable, "rb") as file:
+    with open("/proc/self/exe", "rb") as file:
         own = _FILE_HEADER.unpack(file.read(_FILE_HEADER.size))
     identity, machine, flags = own[0], own[2], own[7]
     return _FILE_HEADER.pack(identity, _SHARED_OBJECT, machine, _CURRENT, 0, segments, 0, flags, _FILE_HEADER.size,

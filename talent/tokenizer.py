@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _LIGATURES = "\u0132\u0133\u0149\u01f1\u01f2\u01f3\u01c4\u01c5\u01c6\u01c7\u01c8\u01c9\u01ca\u01cb\u01cc" \
              "\ufb00\ufb01\ufb02\ufb03\ufb04\ufb05\ufb06"
 _WIDTHS = "".join(map(chr, [0x3000, *range(0xFF01, 0xFFF0)]))
+_LONG_NUMBER = re.compile(r"(&#0*[1-9][0-9]{7})[0-9]+")  # no character, and more digits than Python reads as a number
 _REWRITE = str.maketrans({c: unicodedata.normalize("NFKC", c) for c in _LIGATURES + _WIDTHS})
 
 
@@ -128,7 +130,8 @@ def build_clip_tokenizer(*, context_length: int, vocab_size: int = VOCAB_SIZE) -
 
 def _clean(text: str) -> str:
     """What the normaliser of tokenizer.json cannot do: entities, ligatures, widths, lone surrogates, final sigma."""
-    text = html.unescape(html.unescape(text))
+    for _ in range(2):
+        text = html.unescape(_LONG_NUMBER.sub(r"\1", text))
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.translate(_REWRITE).lower()
 

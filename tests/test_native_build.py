@@ -22,7 +22,7 @@ def _symbols(library) -> list[str]:
 def test_everything_builds_for_every_gpu_and_ctest_passes(tmp_path):
     """One build for all architectures that this nvcc knows, as a user makes it."""
     known = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    said = build(tmp_path)
+    said = build(tmp_path, "-DTALENT_WARNINGS_ARE_ERRORS=ON")
     for architecture in ARCHITECTURES:
         if f"sm_{architecture}" in known:
             assert f"{architecture}-real" in said

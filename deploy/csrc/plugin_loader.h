@@ -8,8 +8,11 @@
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "plugin_name.h"
 
 namespace talent {
 
@@ -23,9 +26,42 @@ constexpr bool plugin_fits(int built, int major = NV_TENSORRT_MAJOR, int minor =
   return built / 100 == major * 100 + minor || (built_major == 11 && major == 1 && minor >= 7);
 }
 
+// Whether a registry has the plugin. (To ask it by name would log an error where it has not.)
+template <typename Registry>
+bool has_plugin(Registry& registry) {
+  int32_t count = 0;
+  nvinfer1::IPluginCreatorInterface* const* creators = registry.getAllCreators(&count);
+  for (int32_t index = 0; index < count; ++index) {
+    if (std::strcmp(creators[index]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") == 0) {
+      const auto* creator = static_cast<const nvinfer1::IPluginCreatorV3One*>(creators[index]);
+      if (std::strcmp(creator->getPluginName(), kPluginName) == 0 &&
+          std::strcmp(creator->getPluginVersion(), kPluginVersion) == 0 &&
+          std::strcmp(creator->getPluginNamespace(), kPluginNamespace) == 0) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+// TensorRT-RTX's ONNX parser opens itself as libtensorrt_rtx.so, and ends the process where there is only
+// libtensorrt_rtx.so.1. `library`: the plugin, beside which lies a library of that name that needs the one with the
+// number. Throws std::runtime_error where neither is found.
+inline void name_rtx(const std::string& library) {
+  constexpr const char* kName = "libtensorrt_rtx.so";
+  if (dlopen("libtensorrt_rtx.so.1", RTLD_LAZY | RTLD_NOLOAD) == nullptr || dlopen(kName, RTLD_LAZY) != nullptr) {
+    return;  // another TensorRT, or nothing is wrong
+  }
+  const std::string named = library.substr(0, library.find_last_of('/') + 1) + "libtalent_rtx_name.so";
+  if (dlopen(named.c_str(), RTLD_LAZY) == nullptr) {
+    throw std::runtime_error(std::string("expected ") + kName + " where the loader finds it, or " + named +
+                             " that stands for it, found only libtensorrt_rtx.so.1; run: make plugin");
+  }
+}
+
 // `registry`: an nvinfer1::IPluginRegistry. More than once does no harm. Throws std::runtime_error, with what was
-// expected and what was found, where the library is missing, not ours, made for another TensorRT or not accepted; and
-// where TensorRT-RTX is loaded under a name by which its ONNX parser would not find it (it would end the process).
+// expected and what was found, where the library is missing, not ours, made for another TensorRT or not accepted, and
+// as `name_rtx`.
 template <typename Registry>
 void load_plugin(Registry& registry, const std::string& library) {
   void* handle = dlopen(library.c_str(), RTLD_LAZY | RTLD_LOCAL);
@@ -34,26 +70,26 @@ void load_plugin(Registry& registry, const std::string& library) {
                              "; run: make plugin");
   }
   const auto version = reinterpret_cast<int32_t (*)()>(dlsym(handle, "talent_plugin_tensorrt"));
-  const int built = version == nullptr ? 0 : version();
-  const bool fits = plugin_fits(built);
-  dlclose(handle);  // the registry opens it again
-  if (!fits) {
+  if (version == nullptr) {
+    throw std::runtime_error("expected this project's plugin at " + library +
+                             ", found a library without talent_plugin_tensorrt; run: make plugin");
+  }
+  const int built = version();
+  if (!plugin_fits(built)) {
     throw std::runtime_error("expected a plugin that was built with the headers of TensorRT " +
                              std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) +
                              ", received " + library + ", built with those of " + std::to_string(built / 10000) + "." +
                              std::to_string(built / 100 % 100) + "; build it again with -DTENSORRT_ROOT");
   }
-  constexpr const char* kRtx = "libtensorrt_rtx.so";
-  if (dlopen("libtensorrt_rtx.so.1", RTLD_LAZY | RTLD_NOLOAD) != nullptr && dlopen(kRtx, RTLD_LAZY) == nullptr) {
-    throw std::runtime_error(std::string("expected ") + kRtx + " where the loader finds it, since TensorRT-RTX opens "
-                             "itself by that name, found only libtensorrt_rtx.so.1; link the one to the other in a "
-                             "directory of LD_LIBRARY_PATH");
+  name_rtx(library);
+  if (has_plugin(registry)) {
+    return;
   }
-  // loadLibrary says nothing where it refuses, and refuses a plugin that it has
-  registry.loadLibrary(library.c_str());
-  if (registry.getCreator("RcaCostAggregation", "1", "talent") == nullptr) {
-    throw std::runtime_error("expected TensorRT to register RcaCostAggregation, version 1, of namespace talent from " +
-                             library + ", but it did not: the library is of another version; run: make plugin");
+  // loadLibrary says nothing where it refuses.
+  if (registry.loadLibrary(library.c_str()) == nullptr || !has_plugin(registry)) {
+    throw std::runtime_error(std::string("expected TensorRT to register ") + kPluginName + ", version " +
+                             kPluginVersion + ", of namespace " + kPluginNamespace + " from " + library +
+                             ", but it did not: the library is of another version; run: make plugin");
   }
 }
 

@@ -4,9 +4,9 @@
 //   RcaTensor  16 tokens a warp, both products on the matrix units
 //   RcaAny     any D, K and alignment, a token a warp
 //
-// All of them read text and weight once a block into shared memory (RcaAny leaves that to the cache), hold visual in
-// registers from the first product to the last, and sum in FP32. A cost is never rounded to a half type, so that it
-// cannot overflow. What pads a size is set to zero, never multiplied by it: infinity times zero is no zero.
+// The first two read text and weight once a block into shared memory and hold visual in registers from the first
+// product to the last; RcaAny leaves both to the cache. All sum in FP32. A cost is never rounded to a half type, so
+// that it cannot overflow. What pads a size is set to zero, never multiplied by it: infinity times zero is no zero.
 #pragma once
 
 #include <cstdint>
@@ -81,11 +81,11 @@ TALENT_DEVICE void for_each_weight(const void* weight, int width, int words, Put
   constexpr int kPerVector = 16 / sizeof(Number);
   const int vectors = width / kPerVector * words;
   for (int i = device::thread(); i < vectors; i += device::threads()) {
-    const Vector vector = load(static_cast<const Number*>(weight) + int64_t{i} * kPerVector);
+    const Vector vector = load(static_cast<const Number*>(weight) + i * kPerVector);
     Number numbers[kPerVector];
     memcpy(numbers, &vector, sizeof vector);
-    int channel = static_cast<int>(int64_t{i} * kPerVector / words);
-    int word = static_cast<int>(int64_t{i} * kPerVector - int64_t{channel} * words);
+    int channel = i * kPerVector / words;  // all of it fits into shared memory, and its numbers into an int
+    int word = i * kPerVector - channel * words;
     TALENT_UNROLL
     for (int j = 0; j < kPerVector; ++j) {
       put(channel, word, numbers[j]);
@@ -101,7 +101,7 @@ template <typename Number, int kLanes, int kVectors>
 struct RcaRows {
   static constexpr int kPerVector = 16 / sizeof(Number);
   static constexpr int kWidth = kLanes * kVectors * kPerVector;  // D rounded up
-  static constexpr int kWeightRow = kWidth + kPerVector;  // so that a word's neighbour lies in other banks
+  static constexpr int kWeightRow = kWidth + kRowPadding / sizeof(Number);
   static constexpr int kTokens = kRowTokens;
 
   static TALENT_DEVICE void run(const RcaArguments& arguments) {
@@ -139,8 +139,10 @@ struct RcaRows {
           }
         }
       }
-      first += groups * kTokens;
-      load_tokens(place.visual, first, groups, lane, arguments, visual);
+      if (pass + 1 < arguments.passes) {
+        first += groups * kTokens;
+        load_tokens(place.visual, first, groups, lane, arguments, visual);
+      }
     }
   }
 
@@ -241,7 +243,7 @@ struct RcaRows {
 template <typename Number, int kWidth, int kTiles>
 struct RcaTensor {
   static constexpr int kChunks = kWidth / 32;
-  static constexpr int kTextRow = kWidth + 32;  // two rows of text side by side fill all banks
+  static constexpr int kTextRow = kWidth + kTensorPadding / sizeof(Number);
 
   static TALENT_DEVICE void run(const RcaArguments& arguments) {
     const int tiles = (arguments.words + 7) / 8;
@@ -298,8 +300,10 @@ struct RcaTensor {
           }
         }
       }
-      low += warps * kTensorTokens;
-      load_tokens(place.visual, low, arguments.tokens, t, visual);
+      if (pass + 1 < arguments.passes) {
+        low += warps * kTensorTokens;
+        load_tokens(place.visual, low, arguments.tokens, t, visual);
+      }
     }
   }
 
@@ -452,51 +456,5 @@ struct RcaAny {
     return sum;
   }
 };
-
-// Calls visit(kernel) with an object of the kernel that a launch names.
-template <typename Number, int kIndex = 0, typename Visit>
-void visit_rows(int variant, Visit visit) {
-  if constexpr (kIndex < kRowShapes) {
-    if (variant == kIndex) {
-      constexpr RcaRowShape kShape = sizeof(Number) == 4 ? kFloatRows[kIndex] : kHalfRows[kIndex];
-      visit(RcaRows<Number, kShape.lanes, kShape.vectors>());
-    } else {
-      visit_rows<Number, kIndex + 1>(variant, visit);
-    }
-  }
-}
-
-template <typename Number, int kIndex = 0, typename Visit>
-void visit_tensor(int variant, Visit visit) {
-  if constexpr (kIndex < kTensorVariants && sizeof(Number) == 2) {
-    if (variant == kIndex) {
-      visit(RcaTensor<Number, kTensorShapes[kIndex].width, kTensorShapes[kIndex].tiles>());
-    } else {
-      visit_tensor<Number, kIndex + 1>(variant, visit);
-    }
-  }
-}
-
-template <typename Number, typename Visit>
-void visit_kind(const RcaLaunch& launch, Visit visit) {
-  if (launch.kind == RcaKernelKind::kRows) {
-    visit_rows<Number>(launch.variant, visit);
-  } else if (launch.kind == RcaKernelKind::kTensor) {
-    visit_tensor<Number>(launch.variant, visit);
-  } else if (launch.kind == RcaKernelKind::kAny) {
-    visit(RcaAny<Number>());
-  }
-}
-
-template <typename Visit>
-void visit_kernel(const RcaLaunch& launch, RcaType type, Visit visit) {
-  if (type == RcaType::kFloat) {
-    visit_kind<float>(launch, visit);
-  } else if (type == RcaType::kHalf) {
-    visit_kind<Half>(launch, visit);
-  } else {
-    visit_kind<Bfloat16>(launch, visit);
-  }
-}
 
 }  // namespace talent

@@ -1,18 +1,17 @@
 // The kernels on a CUDA device.
 #include <cuda_runtime.h>
 
-#include "rca_device.h"
+#include "rca_dispatch.h"
 #include "rca_kernel.h"
 #include "rca_launch.h"
 
 namespace talent {
 namespace {
 
-constexpr int kMostThreads = 256;
 constexpr int kSharedWithoutAsking = 48 * 1024;
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kMostThreads) compute(const RcaArguments arguments) {
+__global__ void __launch_bounds__(kRcaMostThreads) compute(const RcaArguments arguments) {
   Kernel::run(arguments);
 }
 
@@ -34,6 +33,12 @@ cudaError_t read_limits(DeviceLimits& limits) {
   return error;
 }
 
+// An error that was reported is not left for the next call to find.
+const char* in_words(cudaError_t error) {
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 }  // namespace
 
 const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CUstream_st* stream) {
@@ -41,26 +46,27 @@ const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CU
     return wrong;
   }
   DeviceLimits limits = {};
-  cudaError_t error = read_limits(limits);
-  if (error != cudaSuccess) {
-    return cudaGetErrorString(error);
+  if (const cudaError_t error = read_limits(limits)) {
+    return in_words(error);
   }
   const RcaLaunch launch = plan_rca(problem, method, limits);
   if (launch.error != nullptr) {
     return launch.error;
   }
-  const RcaArguments arguments = rca_arguments(problem, launch);
+  RcaArguments arguments = rca_arguments(problem, launch);
+  cudaError_t error = cudaSuccess;
   visit_kernel(launch, problem.type, [&](auto kernel) {
     void (*const function)(RcaArguments) = compute<decltype(kernel)>;
-    if (launch.shared_bytes > kSharedWithoutAsking) {
-      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
+    if (launch.shared_bytes > kSharedWithoutAsking) {  // always the most there is: another thread may ask for another K
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes);
     }
     if (error == cudaSuccess) {
-      function<<<static_cast<uint32_t>(launch.blocks), launch.threads, launch.shared_bytes, stream>>>(arguments);
-      error = cudaGetLastError();
+      void* parameters[] = {&arguments};
+      error = cudaLaunchKernel(function, dim3(static_cast<uint32_t>(launch.blocks)), dim3(launch.threads), parameters,
+                               launch.shared_bytes, stream);
     }
   });
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return error == cudaSuccess ? nullptr : in_words(error);
 }
 
 }  // namespace talent

@@ -20,12 +20,16 @@ enum class RcaType : int32_t { kFloat = 0, kHalf = 1, kBfloat16 = 2 };
 enum class RcaActivation : int32_t { kNone = 0, kRelu = 1 };
 
 // kSimt computes with the ordinary FP32 units, kTensorCore with the matrix units (half types, D of 64, 128 or 256
-// with K up to 64, D of 512 with K up to 24, compute capability 8.0 on; elsewhere it computes as kSimt). kAuto takes
-// what is expected to be faster.
+// with K up to 64, D of 512 with K up to 24, compute capability 8.0 on). kAuto takes what is expected to be faster.
+// Where addresses are off 16 bytes, or text and weight do not fit into a block's shared memory, both compute with what
+// is left.
 enum class RcaMethod : int32_t { kAuto = 0, kSimt = 1, kTensorCore = 2 };
 
 // The fewest words for which kTensorCore is expected to be faster: one tile; with less the units multiply mostly zeros.
 constexpr int64_t kRcaTensorWords = 8;
+
+// The first compute capability whose matrix units are used: 8.0 has TF32 and BF16.
+constexpr int kRcaTensorCapability = 80;
 
 // One call. All tensors are contiguous and of one type; `output` overlaps none of the others.
 struct RcaProblem {
@@ -55,7 +59,7 @@ const char* rca_reference(const RcaProblem& problem);
 // What is wrong with the sizes, the type or the pointers of a problem; nullptr where nothing is.
 const char* rca_problem_error(const RcaProblem& problem);
 
-// Whether kTensorCore computes such a problem with the matrix units of a device (86 for compute capability 8.6).
+// Whether there is a kernel of kTensorCore for such sizes and types on a device (86 for compute capability 8.6).
 bool rca_takes_tensor_cores(const RcaProblem& problem, int capability);
 
 }  // namespace talent

@@ -1,19 +1,21 @@
 #include "rca_launch.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
+
+#include "device.h"
 
 namespace talent {
 namespace {
 
 constexpr int kVectorBytes = 16;
-constexpr int kWarpSize = 32;
 constexpr int64_t kMostBlocks = std::numeric_limits<int32_t>::max();
 
 // Judged, not measured: few warps a block while the multiprocessors are not all busy, and a second pass over the tokens
 // only where every multiprocessor has several blocks anyway.
 constexpr int kFewestWarps = 2;
-constexpr int kMostWarps = 8;
+constexpr int kMostWarps = kRcaMostThreads / kWarp;
 constexpr int kBusyBlocks = 8;
 constexpr int kMostPasses = 8;
 
@@ -58,7 +60,7 @@ void set_grid(RcaLaunch& launch, const RcaProblem& problem, int tokens, const De
   while (warps > kFewestWarps && problem.batch * blocks_per_picture(1) < device.multiprocessors) {
     warps /= 2;
   }
-  launch.threads = warps * kWarpSize;
+  launch.threads = warps * kWarp;
   launch.passes = 1;
   while (launch.passes < kMostPasses &&
          problem.batch * blocks_per_picture(launch.passes * 2) >= int64_t{kBusyBlocks} * device.multiprocessors) {
@@ -81,7 +83,7 @@ bool plan_tensor(RcaLaunch& launch, const RcaProblem& problem, const DeviceLimit
   const int tiles = static_cast<int>(divide_up(problem.words, 8));
   const int width = static_cast<int>(problem.width);
   launch.variant = tensor_variant(problem);
-  launch.shared_bytes = tiles * 8 * (width * 2 + 64) + tiles * width * kVectorBytes;
+  launch.shared_bytes = tiles * 8 * (width * 2 + kTensorPadding) + tiles * 8 * width * 2;
   if (launch.shared_bytes > device.shared_bytes) {
     return false;
   }
@@ -100,14 +102,14 @@ bool plan_rows(RcaLaunch& launch, const RcaProblem& problem, const DeviceLimits&
     return false;
   }
   const int64_t row = int64_t{shape->lanes} * shape->vectors * kVectorBytes;
-  const int64_t shared = problem.words * (row + row + kVectorBytes);
+  const int64_t shared = problem.words * (row + row + kRowPadding);
   if (shared > device.shared_bytes) {
     return false;
   }
   launch.kind = RcaKernelKind::kRows;
   launch.variant = static_cast<int>(shape - shapes);
   launch.shared_bytes = static_cast<int>(shared);
-  set_grid(launch, problem, kWarpSize / shape->lanes * kRowTokens, device);
+  set_grid(launch, problem, kWarp / shape->lanes * kRowTokens, device);
   return true;
 }
 
@@ -115,7 +117,7 @@ void plan_any(RcaLaunch& launch, const RcaProblem& problem, const DeviceLimits& 
   launch.kind = RcaKernelKind::kAny;
   launch.variant = 0;
   set_grid(launch, problem, 1, device);
-  launch.shared_bytes = launch.threads / kWarpSize * kAnyWords * 4;
+  launch.shared_bytes = launch.threads / kWarp * kAnyWords * 4;
 }
 
 }  // namespace
@@ -153,7 +155,8 @@ const char* rca_problem_error(const RcaProblem& problem) {
 }
 
 bool rca_takes_tensor_cores(const RcaProblem& problem, int capability) {
-  return problem.type != RcaType::kFloat && tensor_variant(problem) < kTensorVariants && capability >= 80;
+  return problem.type != RcaType::kFloat && tensor_variant(problem) < kTensorVariants &&
+         capability >= kRcaTensorCapability;
 }
 
 RcaLaunch plan_rca(const RcaProblem& problem, RcaMethod method, const DeviceLimits& device) {

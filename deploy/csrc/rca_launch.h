@@ -1,4 +1,5 @@
-// Which kernel computes an RCA, and with what grid: decided on the host, without asking a device anything.
+// Which kernel computes an RCA, and with what grid: decided on the host, without asking a device anything; and what the
+// kernels and this decision have to agree on.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,8 @@ struct DeviceLimits {
   int shared_bytes;     // the most that one block can be given
 };
 
+constexpr int kRcaMostThreads = 256;
+
 enum class RcaKernelKind { kNone, kRows, kTensor, kAny };
 
 // Channels as the kernel of kRows splits them: `lanes` of a warp share a token, each with `vectors` of 16 bytes.
@@ -25,7 +28,8 @@ struct RcaRowShape {
 constexpr RcaRowShape kFloatRows[] = {{8, 1}, {8, 2}, {8, 4}, {16, 4}, {32, 4}};
 constexpr RcaRowShape kHalfRows[] = {{4, 1}, {8, 1}, {8, 2}, {16, 2}, {32, 2}};
 constexpr int kRowShapes = 5;
-constexpr int kRowTokens = 2;  // that a group of lanes computes at once
+constexpr int kRowTokens = 2;    // that a group of lanes computes at once
+constexpr int kRowPadding = 16;  // bytes behind a word's weights, so that the next word's lie in other banks
 
 // A kernel of kTensor: D, and the most words in tiles of 8. D = 512 with more words would not fit into registers.
 struct RcaTensorShape {
@@ -35,7 +39,8 @@ struct RcaTensorShape {
 
 constexpr RcaTensorShape kTensorShapes[] = {{64, 3}, {64, 8}, {128, 3}, {128, 8}, {256, 3}, {256, 8}, {512, 3}};
 constexpr int kTensorVariants = 7;
-constexpr int kTensorTokens = 16;  // of a warp at once
+constexpr int kTensorTokens = 16;   // of a warp at once
+constexpr int kTensorPadding = 64;  // bytes behind a word's text: two rows side by side fill all banks
 
 constexpr int kAnyWords = 256;    // costs that a warp of kAny holds in shared memory
 constexpr int kAnyChannels = 8;   // of a lane at once

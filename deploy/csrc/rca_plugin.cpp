@@ -28,7 +28,6 @@ constexpr int32_t kTensors = kInputs + kOutputs;
 constexpr int32_t kDone = 0;
 constexpr int32_t kFailed = -1;
 constexpr int64_t kDynamic = -1;
-constexpr int kFirstCapabilityWithTensorCores = 80;  // of those that the kernels use
 
 std::optional<RcaType> type_of(DataType type) {
   switch (type) {
@@ -192,7 +191,7 @@ int32_t RcaPlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_
   const RcaProblem problem = make_problem(descriptions, type.value_or(RcaType::kFloat), activation_);
   tactics_[0] = RcaMethod::kSimt;
   tactic_count_ = 1;
-  if (rca_takes_tensor_cores(problem, kFirstCapabilityWithTensorCores)) {
+  if (rca_takes_tensor_cores(problem, kRcaTensorCapability)) {
     tactics_[1] = RcaMethod::kTensorCore;
     tactic_count_ = 2;
     if (problem.words >= kRcaTensorWords) {  // the first one is taken where nothing is timed

@@ -9,13 +9,10 @@
 
 #include <NvInferRuntime.h>
 
+#include "plugin_name.h"
 #include "rca_kernel.h"
 
 namespace talent {
-
-constexpr const char* kPluginName = "RcaCostAggregation";
-constexpr const char* kPluginVersion = "1";
-constexpr const char* kPluginNamespace = "talent";
 
 class RcaPlugin final : public nvinfer1::IPluginV3,
                         public nvinfer1::IPluginV3OneCore,

@@ -90,9 +90,26 @@ def _backward(ctx, grad: Tensor):
 
 rca_cost_aggregation.register_autograd(_backward, setup_context=_setup_context)
 
-# Under autocast the operator is opaque: its inputs must be brought to one type, as a matrix product would do.
-torch.library.register_autocast("talent::rca_cost_aggregation", "cpu", torch.bfloat16)
-torch.library.register_autocast("talent::rca_cost_aggregation", "cuda", torch.float16)
+_library = torch.library.Library("talent", "FRAGMENT")  # registrations last as long as it
+
+
+def _register_autocast(device_type: str, key: str) -> None:
+    """Under autocast the operator is opaque: bring its inputs to the type of autocast, as a matrix product would do.
+
+    `torch.library.register_autocast` takes one type for good, whichever autocast is asked for.
+    """
+
+    def under_autocast(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return rca_cost_aggregation(*(tensor.to(dtype) if tensor.dtype != torch.float64 else tensor
+                                          for tensor in (visual, text, weight, bias)), activation)
+
+    _library.impl("rca_cost_aggregation", under_autocast, key)
+
+
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")
 
 
 def aggregate_costs(visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:

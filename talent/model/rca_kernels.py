@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from talent.errors import UserError
-from talent.native import BUILD, find_library
+from talent.native import BUILD, LIBRARIES, find_library
 
 LIBRARY = "talent_kernels"
 INTERFACE = 1  # of talent_kernels.h: what `talent_kernels_interface` has to return
@@ -53,7 +53,7 @@ class RcaLibrary:
 
         visual [B, N, D] (or [1, N, D], for all of B), text [B, K, D], weight [D, K], bias [D], on one device and of one
         type out of TYPES; returns [B, N, D]. What is not contiguous is copied, but for a visual that is expanded from
-        one picture. method: one of METHODS. stream: a cudaStream_t, 0 for the default one.
+        one picture. method: one of METHODS. stream: the cudaStream_t that is current in PyTorch, 0 for the default one.
         Raises RuntimeError with the library's words for what it refuses and for CUDA's errors.
         """
         output = visual.new_empty(text.shape[0], *visual.shape[1:])
@@ -72,7 +72,9 @@ class RcaLibrary:
                               METHODS[method], stream)
         if error:
             raise RuntimeError(f"the RCA kernel failed: {error.decode()}; received visual {tuple(visual.shape)}, text "
-                               f"{tuple(text.shape)}, {visual.dtype}, activation {activation!r}, method {method!r}")
+                               f"{tuple(text.shape)}, {visual.dtype}, activation {activation!r}, method {method!r}; a "
+                               f"library that was built for this GPU and driver helps where those are the reason "
+                               f"({BUILD}), an empty directory in ${LIBRARIES} does without it")
 
 
 @functools.cache

@@ -177,6 +177,13 @@ float exchange(float value, int mask) {
   return result;
 }
 
+uint32_t exchange(uint32_t value, int mask) {
+  const emulated::Operands* lanes = emulated::exchange_operands({0.0f, {value}, {}});
+  const uint32_t result = lanes[(block->running % kWarp) ^ mask].left[0];
+  emulated::finish();
+  return result;
+}
+
 uint32_t to_tf32(float value) {
   const uint32_t bits = formats::bits_of(value);
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
@@ -189,7 +196,9 @@ void multiply_halves(float (&sums)[4], const uint32_t (&left)[4], const uint32_t
       emulated::exchange_operands({0.0f, {left[0], left[1], left[2], left[3]}, {right[0], right[1]}});
   const int g = block->running % kWarp / 4;
   const int t = block->running % 4;
-  const auto number = [](uint32_t pair, int k) { return to_float(Number{static_cast<uint16_t>(pair >> (k % 2 * 16))}); };
+  const auto number = [](uint32_t pair, int k) {
+    return to_float(Number{static_cast<uint16_t>(pair >> (k % 2 * 16))});
+  };
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8;
     const int column = 2 * t + i % 2;

@@ -1,7 +1,7 @@
 #include "emulated_rca.h"
 
 #include "export.h"
-#include "rca_device.h"
+#include "rca_dispatch.h"
 
 namespace emulated {
 

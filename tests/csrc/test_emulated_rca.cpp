@@ -92,6 +92,8 @@ int main() {
   const Case cases[] = {
       {2, 2, 37, 17, 128, kNone, kAuto, 4, Kind::kTensor},   {1, 2, 70, 22, 64, kRelu, kAuto, 1, Kind::kTensor},
       {1, 1, 33, 40, 64, kNone, kAuto, 4, Kind::kTensor},    {1, 2, 18, 9, 256, kNone, kAuto, 4, Kind::kTensor},
+      {1, 1, 17, 40, 128, kRelu, kAuto, 4, Kind::kTensor},   {1, 1, 16, 33, 256, kNone, kAuto, 4, Kind::kTensor},
+      {1, 1, 9, 17, 512, kNone, kAuto, 4, Kind::kTensor},
       {2, 2, 37, 17, 128, kRelu, kSimt, 4, Kind::kRows},     {1, 1, 300, 3, 32, kNone, kSimt, 1, Kind::kRows},
       {1, 3, 9, 1, 512, kRelu, kAuto, 4, Kind::kRows},       {2, 2, 11, 5, 96, kNone, kSimt, 4, Kind::kRows},
       {1, 2, 5, 7, 33, kRelu, kAuto, 4, Kind::kAny},         {2, 2, 3, 300, 260, kNone, kSimt, 1, Kind::kAny},

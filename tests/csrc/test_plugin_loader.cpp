@@ -1,7 +1,7 @@
 // Loading the plugin from C++, with a registry that does what TensorRT's does.
 #include "plugin_loader.h"
 
-#include <cstring>
+#include <filesystem>
 #include <functional>
 
 #include "check.h"
@@ -20,23 +20,21 @@ class Registry {
     void* library = dlopen(path, RTLD_LAZY);
     using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&);
     const auto get = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
-    if (refuses || creator_ != nullptr || get == nullptr || dlsym(library, "setLoggerFinder") == nullptr) {
+    if (refuses || creators_ != nullptr || get == nullptr || dlsym(library, "setLoggerFinder") == nullptr) {
       return nullptr;
     }
-    int32_t count = 0;
-    creator_ = static_cast<nvinfer1::IPluginCreatorV3One*>(get(count)[0]);
+    creators_ = get(count_);
     return library;
   }
 
-  nvinfer1::IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* space) const {
-    const bool found = creator_ != nullptr && std::strcmp(creator_->getPluginName(), name) == 0 &&
-                       std::strcmp(creator_->getPluginVersion(), version) == 0 &&
-                       std::strcmp(creator_->getPluginNamespace(), space) == 0;
-    return found ? creator_ : nullptr;
+  nvinfer1::IPluginCreatorInterface* const* getAllCreators(int32_t* count) const {
+    *count = count_;
+    return creators_;
   }
 
  private:
-  nvinfer1::IPluginCreatorV3One* creator_ = nullptr;
+  nvinfer1::IPluginCreatorInterface* const* creators_ = nullptr;
+  int32_t count_ = 0;
 };
 
 void check_refused(const char* words, const std::function<void()>& call) {
@@ -54,7 +52,20 @@ void check_versions() {
   check::that(plugin_fits(110100, 1, 7) && plugin_fits(10701, 1, 7), "TensorRT-RTX 1.7 to fit 11 and itself");
   check::that(!plugin_fits(101303, 1, 7) && !plugin_fits(110100, 1, 2) && !plugin_fits(10200, 1, 7),
               "TensorRT-RTX not to fit 10, nor older ones 11 or each other");
-  check::that(!plugin_fits(0), "a library that does not say its version not to fit");
+}
+
+// With a library called libtensorrt_rtx.so.1 in the process, and none without the number.
+void check_rtx(Registry& registry, const std::string& plugin, const char* rtx) {
+  constexpr const char* kName = "libtensorrt_rtx.so";
+  check::that(dlopen(rtx, RTLD_LAZY) != nullptr, "a stand-in for TensorRT-RTX to load");
+  check::that(dlopen(kName, RTLD_LAZY) == nullptr, "no library of the name without a number to begin with");
+  const std::filesystem::path elsewhere = std::filesystem::path(rtx).parent_path() / "libtalent_plugin.so";
+  std::filesystem::remove(elsewhere);
+  std::filesystem::create_symlink(plugin, elsewhere);
+  check_refused("found only libtensorrt_rtx.so.1", [&] { talent::load_plugin(registry, elsewhere); });
+  talent::load_plugin(registry, plugin);
+  void* named = dlopen(kName, RTLD_LAZY);
+  check::that(named != nullptr && dlsym(named, "stand_in") != nullptr, "its functions to be found by the other name");
 }
 
 }  // namespace
@@ -66,13 +77,13 @@ int main(int, char** arguments) {
   Registry registry;
   talent::load_plugin(registry, plugin);
   talent::load_plugin(registry, plugin);
-  check::that(registry.loaded == 2, "a second call to do no harm");
+  check::that(registry.loaded == 1, "a second call to do nothing, received %d", registry.loaded);
   check_refused("does not load", [&] { talent::load_plugin(registry, plugin + ".missing"); });
   check_refused("built with those of 8.6", [&] { talent::load_plugin(registry, arguments[2]); });
   Registry refusing;
   refusing.refuses = true;
   check_refused("but it did not", [&] { talent::load_plugin(refusing, plugin); });
-  check::that(dlopen(arguments[3], RTLD_LAZY) != nullptr, "a stand-in for TensorRT-RTX to load");
-  check_refused("LD_LIBRARY_PATH", [&] { talent::load_plugin(registry, plugin); });
+  check_rtx(registry, plugin, arguments[3]);
+  check_refused("without talent_plugin_tensorrt", [&] { talent::load_plugin(registry, arguments[3]); });
   return check::result();
 }

@@ -40,7 +40,7 @@ def built(tmp_path_factory) -> SimpleNamespace:
         pytest.skip("needs TensorRT's headers: set TENSORRT_ROOT")
     directory = tmp_path_factory.mktemp("build")
     said = build(directory, f"-DCMAKE_CUDA_COMPILER={nvcc()}", "-DCMAKE_CUDA_ARCHITECTURES=86",
-                 targets=("talent_plugin", "test_plugin"))
+                 targets=("talent_plugin", "test_plugin", "test_plugin_loader"))
     assert "warning" not in said.lower(), said
     return SimpleNamespace(directory=directory, said=said)
 

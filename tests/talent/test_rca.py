@@ -48,13 +48,14 @@ def test_gradient_is_that_of_the_reference(batch, tokens, words, width, activati
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_autocast_gives_one_type_and_trains():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_one_type_and_trains(dtype):
     module = RectifiedCostAggregator(text_width=12, words=5, width=8)
     image, words = torch.randn(2, 9, 8), torch.randn(2, 5, 12)
     wanted = module(image, module.prompt(words))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         received = module(image, module.prompt(words))
-    assert received.dtype == torch.bfloat16
+    assert received.dtype == dtype
     torch.testing.assert_close(received.float(), wanted, rtol=0.1, atol=0.05)  # bfloat16 has 8 bits, and four products
     received.float().sum().backward()
     for name, parameter in module.named_parameters():

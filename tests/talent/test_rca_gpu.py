@@ -296,15 +296,17 @@ def test_a_compiled_module_computes_the_same(pictures):
     torch.testing.assert_close(received, wanted, rtol=2e-3, atol=2e-3)  # the linear layers' sums in another order
 
 
-def test_autocast_calls_the_kernel_and_trains():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_calls_the_kernel_and_trains(dtype):
     torch.manual_seed(0)
     module = RectifiedCostAggregator(text_width=64, words=17, width=128).cuda()
     image, words = torch.randn(1, 77, 128, device="cuda"), torch.randn(SHARED, 17, 64, device="cuda")
     wanted = module(image, module.prompt(words))
-    with torch.autocast("cuda", torch.float16):
+    with torch.autocast("cuda", dtype):
         received = module(image, module.prompt(words))
-    assert received.dtype == torch.float16
-    torch.testing.assert_close(received.float(), wanted, rtol=0.02, atol=0.02)  # float16, and four products
+    assert received.dtype == dtype
+    tolerance = 0.02 if dtype == torch.float16 else 0.1  # four products, in 11 bits or in 8
+    torch.testing.assert_close(received.float(), wanted, rtol=tolerance, atol=tolerance)
     received.float().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad.dtype == torch.float32 and parameter.grad.abs().sum() > 0, name

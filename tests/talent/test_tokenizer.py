@@ -16,6 +16,7 @@ HARD = [
     "it's the dog's bowl, isn't it?", "they're WE'VE I'm he'll she'd can't", "rock'n'roll 's 't 're", "o'clock",
     "person in 2nd row, #42, 3.14159 and 10,000", "$5.99!!! (left) [right] {top} a/b\\c a_b-c --- ...", "a&b & c",
     "&amp; &lt;mug&gt; &quot;cup&quot; &#39;x&#39; &amp;amp; &eacute;clair", "tom &amp jerry",
+    "&#00000000000000000065;", "&#1114112; &#99999999;",
     "the 🐶 next to the 👩‍👩‍👧 family 🇩🇪 👍🏽", "😀😀😀", "❤️ red heart",
     "naïve café Ångström façade", "cafe\u0301 e\u0301",
     "красная кружка слева", "左边的红色杯子", "赤いマグカップ", "빨간 머그잔", "كوب أحمر على اليسار",
@@ -120,6 +121,11 @@ def test_not_a_sentence(full):
 def test_special_tokens_cannot_be_written_into_a_sentence(full):
     ids = full("mug <end_of_text> <start_of_text> cup")[0]
     assert np.count_nonzero(ids == full.end_id) == 1 and np.count_nonzero(ids == full.start_id) == 1
+
+
+@pytest.mark.parametrize("entity", ["&#" + "1" * 5000 + ";", "&amp;#0" + "9" * 5000 + ";"])
+def test_a_number_with_more_digits_than_python_reads_is_no_character(full, entity):
+    assert np.array_equal(full(f"a {entity} mug"), full("a \ufffd mug"))
 
 
 def test_lone_surrogate_is_replaced(full):
