@@ -229,15 +229,6 @@ def read_bundle(directory: Path) -> Bundle:
     return bundle
 
 
-def check_precision(bundle: Bundle, precision: str | None) -> None:
-    """Raise UserError where the bundle's graphs compute in something else."""
-    if precision not in (None, bundle.precision):
-        checkpoint = bundle.source.get("checkpoint", "CHECKPOINT")
-        raise UserError(f"expected an {precision} bundle, received {bundle.directory}, which is {bundle.precision}: "
-                        "the precision is in its ONNX files, and its accuracy was measured with it; export another "
-                        f"bundle: talent-export {checkpoint} --{precision} -o BUNDLE")
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="talent-build", description=__doc__, epilog=EXAMPLE,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     options = _options(arguments)
     bundle = read_bundle(arguments.bundle)
-    check_precision(bundle, arguments.precision)
+    bundle.check_precision(arguments.precision)
     engines = build_engines(bundle, options)
     for graph in GRAPHS:
         notes = engines.built.get(graph) or engines.kept[graph]

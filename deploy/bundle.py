@@ -40,7 +40,7 @@ from deploy.manifest import (
 )
 from deploy.targets import build_command, portable_covers
 from talent import provenance
-from talent.errors import UserError
+from talent.errors import UserError, suggest
 from talent.files import atomic_write
 from talent.image import THRESHOLD
 
@@ -186,6 +186,16 @@ class Bundle:
         bundle = dataclasses.replace(self, engines=tuple(by_path.values()))
         bundle._write()
         return Bundle.load(self.directory)
+
+    def check_precision(self, precision: str | None) -> None:
+        """Raise UserError for a precision that there is not, and where the graphs compute in another; None is any."""
+        if precision is not None and precision not in PRECISIONS:
+            raise UserError(f"unknown precision {precision!r}{suggest(precision, PRECISIONS)}")
+        if precision not in (None, self.precision):
+            checkpoint = self.source.get("checkpoint", "CHECKPOINT")
+            raise UserError(f"expected an {precision} bundle, received {self.directory}, which is {self.precision}: "
+                            "the precision is in its ONNX files, and its accuracy was measured with it; export another "
+                            f"bundle: talent-export {checkpoint} --{precision} -o BUNDLE")
 
     @property
     def files(self) -> dict[str, str]:

@@ -16,13 +16,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from deploy.runtime.interface import IMAGE, LOGITS, TOKENS
+from deploy.runtime.interface import IMAGE, LOGITS, MOST_EXPRESSIONS, TOKENS
 from talent.model import Prompt, TalentModel
 from talent.model.rca import rca_reference
 from talent.require import require
 
 OPSET = 20  # 18 - 20: newer ones bring operators that TensorRT-RTX does not read (design.md)
-MAX_BATCH = 64
 PICTURES, EXPRESSIONS = "pictures", "expressions"  # names of the two sizes that vary; as many pictures, or one
 
 
@@ -86,7 +85,7 @@ def export_text(model: TalentModel, tokens: Tensor) -> onnx.ModelProto:
     """The text graph with a dynamic batch; tokens [B, L] is an example of at least two sentences."""
     with torch.no_grad():
         names = list(prompt_tensors(model, tokens))
-    batch = torch.export.Dim(EXPRESSIONS, min=1, max=MAX_BATCH)
+    batch = torch.export.Dim(EXPRESSIONS, min=1, max=MOST_EXPRESSIONS)
     return _export(TextGraph(model), (tokens,), ({0: batch},), {TOKENS: EXPRESSIONS}, dict.fromkeys(names, EXPRESSIONS))
 
 
@@ -96,7 +95,7 @@ def export_vision(model: TalentModel, image: Tensor, prompt: dict[str, Tensor]) 
     image [P, 3, S, S] and prompt [B, ...] are examples of at least two each, P unlike B. RCA is written out in standard
     operators: `fuse_rca` gathers them again as the last pass over the file.
     """
-    pictures, expressions = (torch.export.Dim(name, min=1, max=MAX_BATCH) for name in (PICTURES, EXPRESSIONS))
+    pictures, expressions = (torch.export.Dim(name, min=1, max=MOST_EXPRESSIONS) for name in (PICTURES, EXPRESSIONS))
     return _export(VisionGraph(model, tuple(prompt)), (image, *prompt.values()),
                    ({0: pictures}, tuple({0: expressions} for _ in prompt)),
                    {IMAGE: PICTURES, **dict.fromkeys(prompt, EXPRESSIONS)}, {LOGITS: EXPRESSIONS})

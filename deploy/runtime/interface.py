@@ -12,12 +12,18 @@ from talent.errors import UserError
 TOKENS = "tokens"
 IMAGE = "image"
 LOGITS = "logits"
+MOST_EXPRESSIONS = 64
+"""Pictures or expressions that the ONNX files take at once."""
 
 
 class Backend(Protocol):
-    """Runs the two graphs. Prompt tensors pass through by name: a backend does not know what they mean."""
+    """Runs the two graphs. Prompt tensors pass through by name: a backend does not know what they mean.
+
+    Several threads may call it at once. most_expressions: that `vision` takes at once.
+    """
 
     name: str
+    most_expressions: int
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors, arrays that the caller may keep."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.bundle import Bundle
-from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
+from deploy.runtime.interface import IMAGE, LOGITS, MOST_EXPRESSIONS, TOKENS, check_graphs
 from talent.errors import UserError
 from talent.require import require
 
@@ -21,6 +21,7 @@ class OnnxRuntimeBackend:
     """Runs text.onnx and vision.onnx of a bundle. `threads`: how many per operator, None for one per core."""
 
     name = "onnxruntime"
+    most_expressions = MOST_EXPRESSIONS
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         if threads is not None and threads < 1:

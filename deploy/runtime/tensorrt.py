@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,8 @@ class TensorRTBackend:
                             "them); use the backend onnxruntime instead")
         version = _version(runtime)
         engines = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
+        self.most_expressions = min(engine.batch or 1 for engine in engines)
+        self._lock = threading.Lock()  # a runner has one execution context, and one set of buffers
         paths = [bundle.directory / engine.path for engine in engines]
         advice = build_advice(bundle.directory, runtime=runtime, arch=architecture, force=True)
         for engine, path in zip(engines, paths, strict=True):
@@ -64,14 +67,16 @@ class TensorRTBackend:
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
-        outputs = self._text.infer({TOKENS: np.ascontiguousarray(tokens)})
-        # The runner hands out views of its own host buffers, which the next call overwrites.
-        return {name: np.array(value) for name, value in outputs.items()}
+        with self._lock:
+            outputs = self._text.infer({TOKENS: np.ascontiguousarray(tokens)})
+            # The runner hands out views of its own host buffers, which the next call overwrites.
+            return {name: np.array(value) for name, value in outputs.items()}
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
-        outputs = self._vision.infer({IMAGE: np.ascontiguousarray(image), **prompt})
-        return np.array(outputs[LOGITS], dtype=np.float32)
+        with self._lock:
+            outputs = self._vision.infer({IMAGE: np.ascontiguousarray(image), **prompt})
+            return np.array(outputs[LOGITS], dtype=np.float32)
 
     def close(self) -> None:
         self._stack.close()

@@ -68,7 +68,8 @@ def _rca(colour_name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]
 
 
 def _vision_graph(scale: float, colour_name: str, rca: bool) -> onnx.GraphProto:
-    """image [B, 3, S, S] -> logits [B, 1, S/2, S/2]: <colour, pixel in 0..1> - half, averaged over 2 x 2 pixels."""
+    """image [B or 1, 3, S, S] -> logits [B, 1, S/2, S/2]: <colour, pixel in 0..1> - half, averaged over 2 x 2 pixels.
+    """
     rca_nodes, rca_constants = _rca(colour_name) if rca else ([], [])
     nodes = [
         *rca_nodes,
@@ -81,7 +82,7 @@ def _vision_graph(scale: float, colour_name: str, rca: bool) -> onnx.GraphProto:
         helper.make_node("Mul", ["sum", "scale"], ["logits"])]
     return helper.make_graph(
         nodes, "vision",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["B", 3, IMAGE_SIZE, IMAGE_SIZE]),
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["P", 3, IMAGE_SIZE, IMAGE_SIZE]),
          helper.make_tensor_value_info(colour_name, TensorProto.FLOAT, ["B", 3, 1, 1]),
          helper.make_tensor_value_info("bias", TensorProto.FLOAT, ["B", 1, 1, 1])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 1, IMAGE_SIZE // 2, IMAGE_SIZE // 2])],
