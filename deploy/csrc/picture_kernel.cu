@@ -1,6 +1,5 @@
 // The picture kernels on a CUDA device.
-#include <cuda_runtime.h>
-
+#include "cuda_launch.h"
 #include "picture_device.h"
 #include "picture_kernel.h"
 #include "picture_launch.h"
@@ -9,18 +8,16 @@ namespace talent {
 namespace {
 
 template <typename Kernel, typename Arguments>
-__global__ void __launch_bounds__(kPictureThreads) compute(const Arguments arguments) {
+__global__ void __launch_bounds__(kPictureThreads) compute(Arguments arguments) {
   Kernel::run(arguments);
 }
 
 // `Kernel` stands for its type only.
 template <typename Kernel, typename Arguments>
 cudaError_t start(Kernel, const PictureLaunch& launch, const Arguments& arguments, CUstream_st* stream) {
-  compute<Kernel><<<static_cast<uint32_t>(launch.blocks), launch.threads, launch.shared_bytes, stream>>>(arguments);
-  return cudaGetLastError();
+  void (*const function)(Arguments) = compute<Kernel>;
+  return launch_kernel(function, launch.blocks, launch.threads, launch.shared_bytes, stream, arguments);
 }
-
-const char* words_of(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 }  // namespace
 
@@ -33,7 +30,7 @@ const char* picture_to_input(const PictureInput& problem, CUstream_st* stream) {
   cudaError_t error = cudaSuccess;
   visit_input_kernel(problem.type, problem.format,
                      [&](auto kernel) { error = start(kernel, launch, arguments, stream); });
-  return words_of(error);
+  return in_words(error);
 }
 
 const char* logits_to_mask(const PictureMask& problem, CUstream_st* stream) {
@@ -49,7 +46,7 @@ const char* logits_to_mask(const PictureMask& problem, CUstream_st* stream) {
   if (error == cudaSuccess) {
     visit_mask_kernel(problem.type, [&](auto kernel) { error = start(kernel, launch, arguments, stream); });
   }
-  return words_of(error);
+  return in_words(error);
 }
 
 }  // namespace talent

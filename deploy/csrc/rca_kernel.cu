@@ -1,6 +1,5 @@
 // The kernels on a CUDA device.
-#include <cuda_runtime.h>
-
+#include "cuda_launch.h"
 #include "rca_dispatch.h"
 #include "rca_kernel.h"
 #include "rca_launch.h"
@@ -11,7 +10,7 @@ namespace {
 constexpr int kSharedWithoutAsking = 48 * 1024;
 
 template <typename Kernel>
-__global__ void __launch_bounds__(kRcaMostThreads) compute(const RcaArguments arguments) {
+__global__ void __launch_bounds__(kRcaMostThreads) compute(RcaArguments arguments) {
   Kernel::run(arguments);
 }
 
@@ -33,12 +32,6 @@ cudaError_t read_limits(DeviceLimits& limits) {
   return error;
 }
 
-// An error that was reported is not left for the next call to find.
-const char* in_words(cudaError_t error) {
-  cudaGetLastError();
-  return cudaGetErrorString(error);
-}
-
 }  // namespace
 
 const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CUstream_st* stream) {
@@ -53,7 +46,7 @@ const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CU
   if (launch.error != nullptr) {
     return launch.error;
   }
-  RcaArguments arguments = rca_arguments(problem, launch);
+  const RcaArguments arguments = rca_arguments(problem, launch);
   cudaError_t error = cudaSuccess;
   visit_kernel(launch, problem.type, [&](auto kernel) {
     void (*const function)(RcaArguments) = compute<decltype(kernel)>;
@@ -61,12 +54,10 @@ const char* rca_cost_aggregation(const RcaProblem& problem, RcaMethod method, CU
       error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes);
     }
     if (error == cudaSuccess) {
-      void* parameters[] = {&arguments};
-      error = cudaLaunchKernel(function, dim3(static_cast<uint32_t>(launch.blocks)), dim3(launch.threads), parameters,
-                               launch.shared_bytes, stream);
+      error = launch_kernel(function, launch.blocks, launch.threads, launch.shared_bytes, stream, arguments);
     }
   });
-  return error == cudaSuccess ? nullptr : in_words(error);
+  return in_words(error);
 }
 
 }  // namespace talent
