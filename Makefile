@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo plugin test test-slow test-gpu lint clean
@@ -22,8 +23,8 @@ plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; TENS
 	ctest --test-dir build --output-on-failure
 	@test -f build/libtalent_plugin.so || { echo "no TensorRT plugin was made: see above what cmake left out, and why"; exit 1; }
 
-test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(INSTALLED)  ## the tests, without the slow ones; WORKERS of them at once, of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## the tests that take minutes (the base preset's engines)
 	$(BIN)/python -m pytest -m slow

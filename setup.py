@@ -18,7 +18,7 @@ RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49", "tqdm>=4.66"]
 TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49", "pycuda", "tqdm>=4.66"]
 CPU = ["onnxruntime>=1.18", "tqdm>=4.66"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
-DEV = ["pytest>=8", "ruff>=0.6", "build", "jsonschema>=4.18"]
+DEV = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "build", "jsonschema>=4.18"]
 ALL = sorted({*EXPORT, *RTX, *BENCHMARKS})
 
 setup(

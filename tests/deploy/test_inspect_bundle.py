@@ -67,7 +67,7 @@ def test_says_what_people_ask(bundle, capsys):
                    f"by commit {bundle.commit[:12]}", f"text.onnx{'':15}", bundle.files["text.onnx"][:12],
                    measure(bundle.directory / "bundle.json").sha256[:12], "notes.txt", "not in bundle.json",
                    "vision.onnx: opset 17, 7 operators, 0 of them RCA", "ReduceSum 2", "AveragePool 1",
-                   "  in   image   float32   [B, 3, 64, 64]", "  out  logits  float32   [B, 1, 32, 32]",
+                   "  in   image   float32   [P, 3, 64, 64]", "  out  logits  float32   [B, 1, 32, 32]",
                    "  in   tokens  int64     [B, L]", "engines/tensorrt-10.3.0-sm87/text.plan  fp16, 4 B",
                    "built in 1.5 s", "tensorrt 10.3.0 on sm87: does not run here: no NVIDIA GPU was found"):
         assert wanted in out, wanted
