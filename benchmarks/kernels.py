@@ -23,7 +23,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as latency.py, before PyTorch is loaded
 
@@ -31,9 +31,10 @@ from tqdm import tqdm  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
 
-from benchmarks.kernel_cases import BYTES, ROWS, SHAPES, Case, Machine, Row, Timer  # noqa: E402
+from benchmarks.kernel_cases import BYTES, ROWS, SHAPES, Case, Machine, Row  # noqa: E402
 from benchmarks.kernel_chart import draw_chart  # noqa: E402
 from benchmarks.latency import describe_device  # noqa: E402
+from benchmarks.rounds import aligned, measure  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.errors import UserError, command, suggest  # noqa: E402
 from talent.files import atomic_write, check_writable  # noqa: E402
@@ -45,20 +46,6 @@ MICRO = 1e6
 EXAMPLE = """example:
   python benchmarks/kernels.py --batches 1,4,16 --types fp16,bf16 -o kernels.json --png kernels.png
 """
-Name = TypeVar("Name")
-
-
-def measure(timers: dict[Name, Timer], *, rounds: int) -> dict[Name, list[float]]:
-    """Seconds of every timer in every round; each runs once before that is not counted, the order rotates."""
-    names = list(timers)
-    for timer in timers.values():
-        timer()
-    seconds: dict[Name, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(timers[name]())
-    return seconds
 
 
 def benchmark(machine: Machine, cases: Sequence[Case], *, rounds: int) -> dict[str, Any]:
@@ -122,9 +109,7 @@ def table(report: dict[str, Any]) -> str:
         cells = [f"{records[row]['microseconds']:.2f} ({records[row]['of_floor']:.2f}x)" if row in records else "-"
                  for row in rows]
         lines.append([shape, type_name, str(batch), f"{floor:.2f}", *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w)
-                      for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    text = aligned(lines, left=2)
     text += [f"{row.label}: {ROWS[row]}" for row in rows]
     reasons = dict.fromkeys((entry["row"], entry["type"], entry["reason"]) for entry in report["not_run"])
     text += [f"not run: {row} in {type_name}: {reason}" for row, type_name, reason in reasons]

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,9 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
+
+from benchmarks.rounds import aligned, rotations  # noqa: E402
 from deploy.bundle import Bundle  # noqa: E402
 from deploy.runtime.gpu import gpu_architecture  # noqa: E402
 from deploy.runtime.segmenter import Segmentation, Segmenter  # noqa: E402
@@ -211,9 +215,8 @@ def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) 
             for sample in samples[:WARM_UP]:
                 run_once(rows[row], sample)
             bar.update()
-        for number in range(rounds):
-            first = number % len(names)
-            for row in names[first:] + names[:first]:
+        for turn in rotations(names, rounds):
+            for row in turn:
                 times[row] += [run_once(rows[row], sample) for sample in samples]
                 bar.update()
     records = []
@@ -328,10 +331,7 @@ def table(report: dict[str, Any]) -> str:
     for row, stages in rows.items():
         cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in TIMED]
         lines.append([row.label, row.device, row.source, *cells, f"{shares[row]:.2f}" if row in shares else "-"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
-                      for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]
+    text = aligned(lines, left=3)
     text.append(f"milliseconds p50/p90/p99 of {report['rounds']} rounds x {report['samples']} samples of "
                 f"{report['data']}, {report['photo']} px photos, {report['threads']} threads, "
                 f"{report['device']['gpu'] or report['device']['cpu']}; a frame is all but the text, which a robot "

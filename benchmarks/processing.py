@@ -14,6 +14,7 @@ the medians.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -30,11 +31,12 @@ if __name__ == "__main__":  # one core, said before NumPy loads its linear algeb
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
 
+from benchmarks import rounds as interleaved  # noqa: E402
 from benchmarks.latency import describe_device  # noqa: E402
+from benchmarks.rounds import aligned  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
 from talent.files import atomic_write, check_writable  # noqa: E402
@@ -155,18 +157,7 @@ def run_once(style: Style, photo: np.ndarray, logits: np.ndarray, size: int) -> 
     return between - start, end - between, end - start
 
 
-def measure(runs: dict[tuple[str, str], Callable[[], tuple[float, ...]]], *,
-            rounds: int) -> dict[tuple[str, str], list[tuple[float, ...]]]:
-    """What every run returned in every round; each runs once before that is not counted, the order rotates."""
-    names = list(runs)
-    found: dict[tuple[str, str], list[tuple[float, ...]]] = {name: [] for name in names}
-    for run in runs.values():
-        run()
-    for number in tqdm(range(rounds), desc="processing", unit="round", leave=False, disable=None):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            found[name].append(runs[name]())
-    return found
+measure = functools.partial(interleaved.measure, progress="processing")
 
 
 def benchmark(*, width: int, height: int, size: int, rounds: int) -> dict[str, Any]:
@@ -206,9 +197,7 @@ def table(report: dict[str, Any]) -> str:
         differ = f"{report['different_pixels'][row['object']]:.4%}" if row["stage"] == TOGETHER else ""
         times = (f"{row['milliseconds'][key]:.2f}" for key in STYLES)
         lines.append([row["object"], row["stage"], *times, f"{row['ratio']:.2f}", differ])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w)
-                      for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+    text = [line.rstrip() for line in aligned(lines, left=2)]
     worst = max((row for row in report["rows"] if row["stage"] == TOGETHER), key=lambda row: row["ratio"])
     text.append(f"goal: together at most {report['goal']} of the straightforward version; worst: {worst['ratio']:.2f} "
                 f"({worst['object']})")

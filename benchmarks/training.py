@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks ar
 
 from benchmarks.latency import describe_device  # noqa: E402
 from benchmarks.official_style import OfficialStyle, official_losses  # noqa: E402
+from benchmarks.rounds import aligned, rotations  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.config import ModelConfig, preset  # noqa: E402
 from talent.errors import UserError, command, suggest  # noqa: E402
@@ -160,9 +161,8 @@ def measure_time(trainers: dict[str, Trainer], *, rounds: int, steps: int) -> di
             measured[style].losses.append(trainers[style].step())
             measured[style].first_logits = trainers[style].logits
             bar.update()
-        for number in range(rounds):
-            first = number % len(names)
-            for style in names[first:] + names[:first]:
+        for turn in rotations(names, rounds):
+            for style in turn:
                 for _ in range(steps):
                     start, cpu_start = time.perf_counter(), time.process_time()
                     measured[style].losses.append(trainers[style].step())
@@ -293,9 +293,7 @@ def table(report: dict[str, Any]) -> str:
         if memory:
             cells += [f"{row['peak_mb']:.0f}", f"{row['memory_ratio']:.2f}", f"{row['growth_mb']:.0f}"]
         lines.append([*cells, f"{row['loss_difference']:.1e}", f"{row['logits_difference']:.1e}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    text = aligned(lines, left=1)
     text += [f"loss of step {number}: " + ", ".join(f"{row['style']} {row['losses'][number]['total']:.6f}"
                                                     for row in report["rows"])
              for number in range(len(report["rows"][0]["losses"]))]

@@ -1,12 +1,12 @@
 // SHA-256 against the examples of FIPS 180-4, and what is said of files that are not what was recorded.
 #include "integrity.h"
 
-#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <system_error>
 
 #include "check.h"
+#include "temporary_folder.h"
 
 namespace {
 
@@ -61,14 +61,9 @@ void check_problems() {
 }  // namespace
 
 int main() {
-  std::string name = (std::filesystem::temp_directory_path() / "talent-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) {
-    std::perror("mkdtemp");
-    return 1;
-  }
-  folder = name;
+  const TemporaryFolder temporary;
+  folder = temporary.path;
   check_digests();
   check_problems();
-  std::filesystem::remove_all(folder);
   return check::result();
 }

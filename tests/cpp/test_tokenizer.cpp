@@ -1,7 +1,6 @@
 // A tokenizer from its file to ids, and what it refuses. tests/deploy/test_cpp_tokenizer.py holds it against Python's.
 #include "talent/tokenizer.h"
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -11,6 +10,7 @@
 
 #include "byte_symbols.h"
 #include "check.h"
+#include "temporary_folder.h"
 #include "talent/errors.h"
 
 using talent::Tokenizer;
@@ -164,16 +164,11 @@ void check_threads() {
 }  // namespace
 
 int main() {
-  std::string name = (std::filesystem::temp_directory_path() / "talent-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) {
-    std::perror("mkdtemp");
-    return 1;
-  }
-  folder = name;
+  const TemporaryFolder temporary;
+  folder = temporary.path;
   check_ids();
   check_refused_texts();
   check_refused_files();
   check_threads();
-  std::filesystem::remove_all(folder);
   return check::result();
 }

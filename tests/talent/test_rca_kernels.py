@@ -18,10 +18,12 @@ from talent.errors import UserError
 from talent.model import rca_kernels
 from talent.model.rca import aggregate_costs, rca_cost_aggregation, rca_on_gpu, rca_reference
 from talent.model.rca_kernels import ACTIVATIONS, INTERFACE, METHODS, RcaLibrary, installed_library
+from tests.native_build import ROOT
 from tests.talent.rca_inputs import arguments
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(__file__).with_name("stand_in_kernels.cpp")
+CSRC = ROOT / "deploy" / "csrc"
+SOURCES = (Path(__file__).with_name("stand_in_kernels.cpp"),
+           *(CSRC / name for name in ("talent_reference.cpp", "rca_reference.cpp", "rca_launch.cpp")))
 STREAM = 0x7F0012345678  # needs more than 32 bits
 # of the values, relative: sums are float32 in all types, so that only the inputs and the result are rounded
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
@@ -39,7 +41,7 @@ def compile_library(path: Path, *, interface: int = INTERFACE) -> Path:
     if (compiler := shutil.which("g++")) is None:
         pytest.skip("needs g++, which is not installed here")
     subprocess.run([compiler, "-std=c++17", "-shared", "-fPIC", f"-DINTERFACE={interface}",
-                    f"-I{ROOT / 'deploy' / 'csrc'}", str(SOURCE), "-o", str(path)], check=True)
+                    f"-I{CSRC}", *map(str, SOURCES), "-o", str(path)], check=True)
     return path
 
 
@@ -99,7 +101,7 @@ def test_every_argument_arrives_in_its_place(library):
 
 
 def test_the_numbers_are_those_of_the_header():
-    header = (ROOT / "deploy" / "csrc" / "rca_kernel.h").read_text()
+    header = (CSRC / "rca_kernel.h").read_text()
     names = {"kFloat": rca_kernels.TYPES[torch.float32], "kHalf": rca_kernels.TYPES[torch.float16],
              "kBfloat16": rca_kernels.TYPES[torch.bfloat16], "kNone": ACTIVATIONS["none"],
              "kRelu": ACTIVATIONS["relu"], "kAuto": METHODS["auto"], "kSimt": METHODS["simt"],
