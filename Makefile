@@ -31,8 +31,9 @@ test-slow: $(INSTALLED)  ## the tests that take minutes (the base preset's engin
 
 test-gpu: $(INSTALLED) plugin  ## the tests that need an NVIDIA GPU, and the kernels under NVIDIA's sanitizers
 	$(BIN)/python -m pytest -m gpu
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/csrc/sanitize_rca.py || exit 1; done
+	for tool in memcheck racecheck initcheck synccheck; do for kernels in rca pictures; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/csrc/sanitize_$$kernels.py || exit 1; \
+	  done; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

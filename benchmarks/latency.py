@@ -156,7 +156,9 @@ class Contenders:
                 row = Row(BACKENDS[backend], bundle.precision, "cpu" if on_cpu else "cuda", str(bundle.directory),
                           emulated=on_cpu and bundle.precision != "fp32")
                 try:
-                    segmenters[row] = self._stack.enter_context(Segmenter(bundle, backend, threads=threads))
+                    # no prompt is kept: the text is to be computed whenever it is timed
+                    segmenter = Segmenter(bundle, backend, threads=threads, prompts=0)
+                    segmenters[row] = self._stack.enter_context(segmenter)
                 except UserError as error:
                     self.not_run.append(NotRun(row.backend, row.precision, row.source, str(error)))
         if not segmenters:

@@ -6,7 +6,7 @@ NumPy and OpenCV only. Letters: H, W photo; S square input of the network; h, w 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,19 +97,27 @@ class Letterbox:
         return matrix
 
 
-def _check_photo(image: np.ndarray) -> None:
-    expected = "expected a picture as uint8 [H, W, 3] RGB"
+_PHOTO = "expected a picture as uint8 [H, W, 3] RGB"
+
+
+def check_photo(image: np.ndarray) -> None:
+    """Raise UserError for anything but a photo: uint8 [H, W, 3] with sides that OpenCV's warp takes."""
     if not isinstance(image, np.ndarray):
-        raise UserError(f"{expected}, received {type(image).__name__}; read a file with talent.image.read_image")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"{expected}, received {image.dtype} {list(image.shape)}")
-    if not 0 < min(image.shape[:2]) <= max(image.shape[:2]) <= _MAX_SIDE:
-        raise UserError(f"{expected} with sides from 1 to {_MAX_SIDE} pixels, received {list(image.shape)}")
+        raise UserError(f"{_PHOTO}, received {type(image).__name__}; read a file with talent.image.read_image")
+    check_photo_layout(image.dtype, image.shape)
+
+
+def check_photo_layout(dtype: object, shape: Sequence[int]) -> None:
+    """The same for what is known of a picture that lies elsewhere. dtype: of NumPy, or its name."""
+    if str(dtype) != "uint8" or len(shape) != 3 or shape[2] != 3:
+        raise UserError(f"{_PHOTO}, received {dtype} {list(shape)}")
+    if not 0 < min(shape[:2]) <= max(shape[:2]) <= _MAX_SIDE:
+        raise UserError(f"{_PHOTO} with sides from 1 to {_MAX_SIDE} pixels, received {list(shape)}")
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
     """Fit a photo (uint8 [H, W, 3] RGB) into a square: (uint8 [S, S, 3], where it lies). Raises UserError."""
-    _check_photo(image)
+    check_photo(image)
     if size < 1:
         raise UserError(f"expected a positive image size, received {size}")
     box = Letterbox(height=image.shape[0], width=image.shape[1], size=size)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from deploy.diagnosis.gpus import Gpus
 from deploy.diagnosis.software import Package, Software
 from deploy.diagnosis.system import Machine, Reader
-from deploy.plugin import LIBRARY
+from deploy.plugin import LIBRARY as PLUGIN
 from deploy.targets import OLDEST_CAPABILITY, RTX_PORTABLE_FROM, RTX_TARGETS, build_command
+from talent.native import KERNELS
 
 OLDEST_TENSORRT = (10, 3)
 WRONG_TENSORRTS = (10, 3), (10, 8)
 """From the first to before the second, TensorRT compiles vision transformers of DINOv2's kind wrongly: findings.py."""
 EXPORT = ("torch", "torchvision", "timm", "open_clip_torch", "peft", "onnx", "onnxsim", "onnxscript", "nvidia-modelopt")
-
-KERNELS, PLUGIN = "talent_kernels", LIBRARY
-"""Our compiled libraries, by the names that `talent.native.find_library` takes."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ MOST_EXPRESSIONS = 64
 class Backend(Protocol):
     """Runs the two graphs. Prompt tensors pass through by name: a backend does not know what they mean.
 
-    Several threads may call it at once. most_expressions: that `vision` takes at once.
+    Several threads may call it at once. most_expressions: that `vision` takes at once. takes_pictures: whether it has
+    `answer` (deploy/runtime/tensorrt.py), which goes from the photo to the masks by itself.
     """
 
     name: str
     most_expressions: int
+    takes_pictures: bool
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors, arrays that the caller may keep."""
@@ -31,6 +33,9 @@ class Backend(Protocol):
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w] that the
         caller may keep."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What is slower here than it could be, and why."""
 
     def close(self) -> None:
         """Free what the backend holds; closing twice is fine."""

@@ -22,6 +22,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     most_expressions = MOST_EXPRESSIONS
+    takes_pictures = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
@@ -57,6 +58,10 @@ class OnnxRuntimeBackend:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
         logits, = self._vision.run([LOGITS], {IMAGE: image, **prompt})
         return logits.astype(np.float32, copy=False)
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     def close(self) -> None:
         self._text = self._vision = None

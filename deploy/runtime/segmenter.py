@@ -19,14 +19,18 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle
+from deploy.runtime.device_array import is_device_array
 from deploy.runtime.gate import Gate
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import Backend
 from deploy.runtime.onnxruntime import OnnxRuntimeBackend
+from deploy.runtime.picture_kernels import summary
 from deploy.runtime.recent import Recent
+from deploy.runtime.streams import stream_handle
 from deploy.runtime.tensorrt import RUNTIMES, TensorRTBackend
 from talent.errors import UserError, suggest
-from talent.image import Letterbox, mask_on_photo, preprocess, probability_on_photo, read_image
+from talent.image import Letterbox, check_photo, mask_on_photo, preprocess, probability_on_photo, read_image
+from talent.native import BUILD
 from talent.tokenizer import Tokenizer
 
 BACKENDS = ("auto", "onnxruntime", *RUNTIMES)
@@ -68,13 +72,15 @@ class Segmentation:
 class SegmenterStats:
     """What a segmenter has done. frames: pictures that the vision graph saw, expressions: masks it was asked for.
 
-    prompt_hits, prompt_misses: sentences that were encoded already, and that had to be.
+    prompt_hits, prompt_misses: sentences that were encoded already, and that had to be. notes: what is slower here than
+    it could be, and why.
     """
 
     frames: int
     expressions: int
     prompt_hits: int
     prompt_misses: int
+    notes: tuple[str, ...] = ()
 
     @property
     def prompt_hit_rate(self) -> float | None:
@@ -88,18 +94,23 @@ class Segmenter:
 
     bundle: a directory or a loaded Bundle. backend: "onnxruntime", "tensorrt", "tensorrt_rtx", or "auto": the first
     TensorRT that is installed, finds a GPU and has an engine in the bundle, else ONNX Runtime (`auto_report` says why).
-    precision: refuse a bundle that is in another one than this. threads: for ONNX Runtime, None for one per core.
-    threshold: None for the bundle's. prompts: sentences whose prompt tensors are kept.
+    precision: refuse a bundle that is in another one than this. device: number of the GPU, for a TensorRT; its primary
+    context is used, which torch and others share. threads: for ONNX Runtime, None for one per core. threshold: None for
+    the bundle's. prompts: sentences whose prompt tensors are kept. cuda_graphs: replay the vision engine as a CUDA
+    graph while shapes stay the same.
     Raises UserError for a bad bundle, an unknown backend or precision, a backend that cannot run here, or a bad
     threshold.
     """
 
     def __init__(self, bundle: Bundle | str | Path, backend: str = "auto", *, precision: str | None = None,
-                 threads: int | None = None, threshold: float | None = None, prompts: int = 64) -> None:
+                 device: int = 0, threads: int | None = None, threshold: float | None = None, prompts: int = 64,
+                 cuda_graphs: bool = True) -> None:
         if backend not in BACKENDS:
             raise UserError(f"unknown backend {backend!r}{suggest(backend, BACKENDS)}")
         if prompts < 0:
             raise UserError(f"expected prompts to be at least 0, received {prompts}")
+        if device < 0:
+            raise UserError(f"expected the number of a GPU, 0 or more, as device, received {device}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.bundle.check_precision(precision)
         self.threshold = self.bundle.threshold if threshold is None else threshold
@@ -111,19 +122,19 @@ class Segmenter:
         self._prompts: Recent[Mapping[str, np.ndarray]] = Recent(prompts)
         self._counting = threading.Lock()
         self._frames = self._expressions = 0
-        self._backend: Backend | None = self._open(backend, threads)
+        self._backend: Backend | None = self._open(backend, device, threads, cuda_graphs)
 
-    def _open(self, backend: str, threads: int | None) -> Backend:
+    def _open(self, backend: str, device: int, threads: int | None, graphs: bool) -> Backend:
         if backend in RUNTIMES:
-            return TensorRTBackend(self.bundle, runtime=backend)
+            return TensorRTBackend(self.bundle, runtime=backend, device=device, graphs=graphs)
         if backend == "auto":
             reasons = []
-            for runtime in RUNTIMES if gpu_architecture() is not None else ():
+            for runtime in RUNTIMES if gpu_architecture(device) is not None else ():
                 if importlib.util.find_spec(runtime) is None:
                     reasons.append(f"{runtime} is not installed")
                     continue
                 try:
-                    return TensorRTBackend(self.bundle, runtime=runtime)
+                    return TensorRTBackend(self.bundle, runtime=runtime, device=device, graphs=graphs)
                 except UserError as error:
                     reasons.append(str(error))
             self.auto_report = tuple(reasons or ["no NVIDIA GPU was found"])
@@ -137,11 +148,11 @@ class Segmenter:
         return self._backend
 
     def preprocess(self, image: Any) -> tuple[np.ndarray, Letterbox]:
-        """A photo -> the network's input, float32 [1, 3, S, S], and its place.
+        """A photo -> the network's input, float32 [1, 3, S, S], and its place. On the CPU.
 
         image: uint8 [H, W, 3] RGB in an array of any strides, a PIL image, or the name of a file.
         """
-        return preprocess(_as_array(image), self.bundle.image_size)
+        return preprocess(np.ascontiguousarray(self._host_array(image)), self.bundle.image_size)
 
     def encode(self, sentence: str) -> Prompt:
         """Run the text graph, or take what it gave for these words before. Raises UserError for an empty sentence."""
@@ -154,59 +165,123 @@ class Segmenter:
         """Run the vision graph: float32 [1, 3, S, S] -> logits float32 [1, 1, h, w], or [B, 1, h, w] for a prompt
         whose tensors are those of B expressions."""
         with self._gate.inside():
-            logits = self.backend.vision(tensor, prompt.tensors)
-        with self._counting:
-            self._frames += len(tensor)
-            self._expressions += len(logits)
+            return self._infer(tensor, prompt)
+
+    def _infer(self, tensor: np.ndarray, prompt: Prompt) -> np.ndarray:
+        logits = self.backend.vision(tensor, prompt.tensors)
+        self._count(frames=len(tensor), expressions=len(logits))
         return logits
 
     def postprocess(self, logits: np.ndarray, letterbox: Letterbox) -> Segmentation:
-        """Logits float32 [1, 1, h, w] -> the answer on the photo.
+        """Logits float32 [1, 1, h, w] -> the answer on the photo. On the CPU.
 
         Raises UserError when the logits are not finite: an FP16 overflow must not pass for "nothing found".
         """
         if logits.shape[:2] != (1, 1):
             raise ValueError(f"expected the logits of one expression [1, 1, h, w], received {list(logits.shape)}")
         if not np.isfinite(logits).all():
-            raise UserError(f"the {self.bundle.precision} network gave logits that are not finite, which FP16 overflow "
-                            "does; export the bundle again with talent-export --fp32")
+            raise self._not_finite()
         own = logits[0, 0].astype(np.float32)  # [h, w], a copy: the probability is computed later, if at all
         mask, box, score = mask_on_photo(own, letterbox, self.threshold)
         return Segmentation(mask=mask, box=box, score=score, logits=own, letterbox=letterbox)
 
-    def segment(self, image: Any, prompt: Prompt) -> Segmentation:
-        """preprocess -> infer -> postprocess for one photo (as `preprocess` takes it) and an encoded sentence."""
-        tensor, letterbox = self.preprocess(image)
-        return self.postprocess(self.infer(tensor, prompt), letterbox)
+    def segment(self, image: Any, prompt: Prompt, *, stream: Any = None) -> Segmentation:
+        """One photo and an encoded sentence -> the answer.
 
-    def segment_many(self, image: Any, prompts: Sequence[Prompt | str]) -> list[Segmentation]:
+        image: as `preprocess` takes it, or, with a TensorRT, uint8 [H, W, 3] RGB that lies on its GPU, in an array with
+        `__cuda_array_interface__` or DLPack (pycuda, CuPy, torch), which is not copied to the host. stream: a CUDA
+        stream (its number, or pycuda's, CuPy's or torch's object) whose work so far comes first.
+        With a TensorRT and libtalent_kernels.so all of it happens on the GPU, else `preprocess`, `infer`,
+        `postprocess`. Raises UserError for what it cannot take.
+        """
+        return self._segment(image, [prompt], stream)[0]
+
+    def segment_many(self, image: Any, prompts: Sequence[Prompt | str], *, stream: Any = None) -> list[Segmentation]:
         """Several sentences about one photo: what does not depend on the words is computed once for all of them.
 
-        As many at once as the graph or engine takes. Raises UserError where there is no prompt.
+        As many at once as the graph or engine takes; image and stream as in `segment`. Raises UserError where there is
+        no prompt.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise UserError("expected a list of prompts or sentences, at least one, received "
                             + (f"the sentence {prompts!r}" if prompts else "none"))
         encoded = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        tensor, letterbox = self.preprocess(image)
+        return self._segment(image, encoded, stream)
+
+    def _segment(self, image: Any, prompts: Sequence[Prompt], stream: Any) -> list[Segmentation]:
+        with self._gate.inside():
+            backend = self.backend
+            most = backend.most_expressions
+            groups = [prompts[start:start + most] for start in range(0, len(prompts), most)]
+            after = self._stream_of(stream, backend)
+            if backend.takes_pictures:
+                photo = image if is_device_array(image) else self._host_array(image)
+                return [answer for group in groups for answer in self._on_gpu(backend, photo, group, after)]
+            tensor, letterbox = self.preprocess(image)
+            logits = [row for group in groups for row in self._infer(tensor, _together(group))]
+            return [self.postprocess(row[None], letterbox) for row in logits]
+
+    def _on_gpu(self, backend: TensorRTBackend, photo: Any, prompts: Sequence[Prompt],
+                after: int | None) -> list[Segmentation]:
+        answers = backend.answer(photo, [prompt.tensors for prompt in prompts], self.threshold, after=after)
+        if answers.totals["not_finite"].any():
+            raise self._not_finite()
+        self._count(frames=1, expressions=len(answers.masks))
         results = []
-        for start in range(0, len(encoded), self.backend.most_expressions):
-            logits = self.infer(tensor, _together(encoded[start:start + self.backend.most_expressions]))
-            results += [self.postprocess(logits[index:index + 1], letterbox) for index in range(len(logits))]
+        for mask, logits, totals in zip(answers.masks, answers.logits, answers.totals, strict=True):
+            box, score = summary(totals, answers.letterbox)
+            results.append(Segmentation(mask=mask, box=box, score=score, logits=logits, letterbox=answers.letterbox))
         return results
+
+    def _host_array(self, image: Any) -> np.ndarray:
+        """A picture in any of the forms that `preprocess` takes, as uint8 [H, W, 3]. Raises UserError for others."""
+        if isinstance(image, (str, Path)):
+            return read_image(image)
+        if type(image).__module__.startswith("PIL."):
+            return np.asarray(image.convert("RGB"))
+        if is_device_array(image):
+            where = (f"the backend {self.backend.name} takes pictures on the host"
+                     if self.backend.name == OnnxRuntimeBackend.name else
+                     f"pictures on the GPU need libtalent_kernels.so, which was not found: {BUILD}")
+            raise UserError(f"expected a picture in the host's memory, received {type(image).__name__} on the GPU: "
+                            f"{where}; or copy it to the host first")
+        check_photo(image)
+        return image
+
+    def _stream_of(self, stream: Any, backend: Backend) -> int | None:
+        if stream is None:
+            return None
+        if backend.name == OnnxRuntimeBackend.name:
+            raise UserError(f"the backend {backend.name} runs on the CPU, without CUDA streams; leave `stream` out")
+        return stream_handle(stream)
+
+    def _not_finite(self) -> UserError:
+        return UserError(f"the {self.bundle.precision} network gave logits that are not finite, which FP16 overflow "
+                         "does; export the bundle again with talent-export --fp32")
+
+    def _count(self, *, frames: int, expressions: int) -> None:
+        with self._counting:
+            self._frames += frames
+            self._expressions += expressions
 
     def warmup(self, runs: int = 3) -> None:
         """Run both graphs on noise, so that the first frame takes no longer than the others. Not counted in `stats`."""
-        noise = np.random.default_rng(0).normal(size=(1, 3, *[self.bundle.image_size] * 2)).astype(np.float32)
+        generator, size = np.random.default_rng(0), self.bundle.image_size
         with self._gate.inside():
             for _ in range(runs):
-                self.backend.vision(noise, self.backend.text(self.tokenizer(["warm up"])))
+                prompt = self.backend.text(self.tokenizer(["warm up"]))
+                if self.backend.takes_pictures:
+                    photo = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                    self.backend.answer(photo, [prompt], self.threshold)
+                else:
+                    self.backend.vision(generator.normal(size=(1, 3, size, size)).astype(np.float32), prompt)
 
     def stats(self) -> SegmenterStats:
         """What this segmenter has done so far."""
+        notes = self._backend.notes() if self._backend is not None else ()
         with self._counting:
             return SegmenterStats(frames=self._frames, expressions=self._expressions, prompt_hits=self._prompts.hits,
-                                  prompt_misses=self._prompts.misses)
+                                  prompt_misses=self._prompts.misses, notes=notes)
 
     def __call__(self, sentence: str, image: Any) -> Segmentation:
         """A sentence and one photo, in one go."""
@@ -224,15 +299,6 @@ class Segmenter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _as_array(image: Any) -> np.ndarray:
-    """A picture in any of the forms that `Segmenter.preprocess` takes, as an array that lies in one piece."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if type(image).__module__.startswith("PIL."):
-        image = np.asarray(image.convert("RGB"))
-    return np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _together(prompts: Sequence[Prompt]) -> Prompt:

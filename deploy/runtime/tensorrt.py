@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,10 +12,15 @@ import numpy as np
 
 from deploy import plugin
 from deploy.bundle import GRAPHS, Bundle, EngineRecord
+from deploy.runtime.cuda import open_device
+from deploy.runtime.execution import LoadedEngine
 from deploy.runtime.gpu import gpu_architecture
-from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_graphs
+from deploy.runtime.interface import check_graphs
+from deploy.runtime.lanes import Answers, Lane, Lanes
+from deploy.runtime.picture_kernels import installed_kernels
 from deploy.targets import build_advice, build_command
 from talent.errors import UserError
+from talent.native import BUILD
 from talent.require import require
 
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # the Python package, and the pip extra that brings it
@@ -25,32 +29,39 @@ RUNTIMES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # the Python package
 class TensorRTBackend:
     """Runs text.plan and vision.plan. `runtime`: "tensorrt" or "tensorrt_rtx"; one process can use one of the two.
 
+    device: number of the GPU. It works in the GPU's primary context, which torch and others share. Every caller gets an
+    execution context of its own. graphs: replay the vision engine as a CUDA graph while its shapes stay the same.
     Raises UserError, before any engine is read, when there is no GPU or driver, when the package is missing, when the
     bundle has no engine for this package, version and GPU, or when an engine needs the plugin for RCA and that is
     missing or does not load; afterwards when an engine does not load.
     """
 
-    def __init__(self, bundle: Bundle, *, runtime: str) -> None:
+    def __init__(self, bundle: Bundle, *, runtime: str, device: int = 0, graphs: bool = True) -> None:
         self.name = runtime
-        self._stack = contextlib.ExitStack()
-        architecture = gpu_architecture()
+        self._image_size = bundle.image_size
+        architecture = gpu_architecture(device)
         if architecture is None:
-            raise UserError(f"{runtime} needs an NVIDIA GPU and its driver, and none was found (nvidia-smi lists "
-                            "them); use the backend onnxruntime instead")
+            which = f" of number {device}" if device else ""
+            raise UserError(f"{runtime} needs an NVIDIA GPU{which} and its driver, and none was found (nvidia-smi "
+                            "lists them); use the backend onnxruntime instead")
         version = _version(runtime)
         engines = [self._engine(bundle, graph, version, architecture) for graph in GRAPHS]
         self.most_expressions = min(engine.batch or 1 for engine in engines)
-        self._lock = threading.Lock()  # a runner has one execution context, and one set of buffers
         paths = [bundle.directory / engine.path for engine in engines]
         advice = build_advice(bundle.directory, runtime=runtime, arch=architecture, force=True)
         for engine, path in zip(engines, paths, strict=True):
             if engine.plugin:
                 _load_plugin(bundle, path, runtime=runtime, arch=architecture)
+        self._kernels = installed_kernels()
+        self._stack = contextlib.ExitStack()
+        self._cuda = open_device(device)
+        self._stack.callback(self._cuda.close)
         try:
-            self._text, self._vision = (enter_engine(self._stack, path, runtime=runtime, advice=advice)
-                                        for path in paths)
-            check_graphs(str(paths[0].parent), **_interface("text", self._text.engine),
-                         **_interface("vision", self._vision.engine))
+            with self._cuda.current():
+                text, vision = (load_engine(path, runtime=runtime, advice=advice) for path in paths)
+                check_graphs(str(paths[0].parent), **_interface("text", text.engine),
+                             **_interface("vision", vision.engine))
+                self._lanes = Lanes(lambda: Lane(self._cuda, text, vision, graphs=graphs, kernels=self._kernels))
         except BaseException:
             self.close()
             raise
@@ -65,21 +76,49 @@ class TensorRTBackend:
                             + build_advice(bundle.directory, runtime=self.name, arch=architecture))
         return engine
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether `answer` can be called: with the kernels for pictures, which libtalent_kernels.so has."""
+        return self._kernels is not None
+
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
-        with self._lock:
-            outputs = self._text.infer({TOKENS: np.ascontiguousarray(tokens)})
-            # The runner hands out views of its own host buffers, which the next call overwrites.
-            return {name: np.array(value) for name, value in outputs.items()}
+        with self._cuda.current(), self._lanes.lane() as lane:
+            return lane.text(tokens)
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
-        with self._lock:
-            outputs = self._vision.infer({IMAGE: np.ascontiguousarray(image), **prompt})
-            return np.array(outputs[LOGITS], dtype=np.float32)
+        with self._cuda.current(), self._lanes.lane([prompt]) as lane:
+            return lane.vision(image, [prompt])
+
+    def answer(self, photo: object, prompts: Sequence[Mapping[str, np.ndarray]], threshold: float, *,
+               after: int | None = None) -> Answers:
+        """A photo (uint8 [H, W, 3] RGB, on the host or on this GPU) and prompts of B expressions together -> masks,
+        all of it on the GPU. after: a cudaStream_t whose work so far comes first."""
+        with self._cuda.current(), self._lanes.lane(prompts) as lane:
+            return lane.answer(photo, prompts, size=self._image_size, threshold=threshold, after=after)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is slower here than it could be, and why."""
+        without = () if self.takes_pictures else (
+            f"pictures are processed on the CPU: libtalent_kernels.so was not found ({BUILD})",)
+        return (*without, *self._lanes.notes())
 
     def close(self) -> None:
+        """Free the engines, contexts and buffers; closing twice is fine. Nobody may be inside."""
+        if lanes := self.__dict__.pop("_lanes", None):
+            with self._cuda.current():
+                lanes.close()
+                del lanes  # and the engines with it, in the context that they were made in
         self._stack.close()
+
+
+def load_engine(path: Path, *, runtime: str, advice: str) -> LoadedEngine:
+    """An engine, deserialised. Raises UserError as `enter_engine`."""
+    polygraphy = polygraphy_for(runtime)
+    with _loading(path, runtime=runtime, advice=advice):
+        engine = polygraphy.engine_from_path(str(path))
+    return LoadedEngine(name=str(path), engine=engine, trt=require(runtime, extra=RUNTIMES[runtime]), advice=advice)
 
 
 def enter_engine(stack: contextlib.ExitStack, path: Path, *, runtime: str, advice: str):
@@ -89,8 +128,15 @@ def enter_engine(stack: contextlib.ExitStack, path: Path, *, runtime: str, advic
     only after `load_plugin`.
     """
     polygraphy = polygraphy_for(runtime)
-    try:
+    with _loading(path, runtime=runtime, advice=advice):
         return stack.enter_context(polygraphy.TrtRunner(polygraphy.EngineFromPath(str(path)), name=path.stem))
+
+
+@contextlib.contextmanager
+def _loading(path: Path, *, runtime: str, advice: str) -> Iterator[None]:
+    """Polygraphy's error about an engine as a UserError."""
+    try:
+        yield
     except polygraphy_exception(runtime) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{runtime} cannot load {path}: {reason} (its own messages are above); the engine is "

@@ -5,7 +5,6 @@ B batch, N image tokens, K words (1 in the neck), D channels.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from ctypes import c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -13,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from talent.errors import UserError
-from talent.native import BUILD, LIBRARIES, find_library
+from talent.native import BUILD, KERNELS, LIBRARIES, find_library, load_kernels
 
-LIBRARY = "talent_kernels"
-INTERFACE = 1  # of talent_kernels.h: what `talent_kernels_interface` has to return
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # RcaType of rca_kernel.h
 ACTIVATIONS = {"none": 0, "relu": 1}  # RcaActivation
 METHODS = {"auto": 0, "simt": 1, "tensor_core": 2}  # RcaMethod
+_FUNCTION = "talent_rca_cost_aggregation"
 _ARGUMENTS = (*[c_void_p] * 5,  # visual, text, weight, bias, output
               *[c_int64] * 5,  # batch of visual, batch, tokens, words, width
               *[c_int32] * 3,  # type, activation, method
@@ -35,17 +32,8 @@ class RcaLibrary:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            library = ctypes.CDLL(str(self.path))
-            interface, self._compute = library.talent_kernels_interface, library.talent_rca_cost_aggregation
-        except (OSError, AttributeError) as error:  # AttributeError: the library has no such function
-            raise UserError(f"cannot load the kernels: expected a library of this version at {self.path}, received: "
-                            f"{error}; build it again: {BUILD}") from error
-        interface.argtypes, interface.restype = (), c_int32
+        self._compute = load_kernels(self.path, [_FUNCTION])[_FUNCTION]
         self._compute.argtypes, self._compute.restype = _ARGUMENTS, c_char_p
-        if (received := interface()) != INTERFACE:
-            raise UserError(f"{self.path} is of another version: expected interface {INTERFACE} of talent_kernels.h, "
-                            f"received {received}; build it again: {BUILD}")
 
     def __call__(self, visual: Tensor, text: Tensor, weight: Tensor, bias: Tensor, activation: str = "none", *,
                  method: str = "auto", stream: int = 0) -> Tensor:
@@ -80,7 +68,7 @@ class RcaLibrary:
 @functools.cache
 def installed_library() -> RcaLibrary | None:
     """The kernels, loaded at the first call; None where the library is not built. Raises UserError as RcaLibrary."""
-    path = find_library(LIBRARY)
+    path = find_library(KERNELS)
     return RcaLibrary(path) if path else None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy.bundle import Bundle
 from deploy.fuse_rca import fuse_rca
+from deploy.runtime import segmenter as segmenter_module
+from deploy.runtime import tensorrt as tensorrt_backend
+from talent import native
 from talent.image import CLIP_MEAN, CLIP_STD
 from talent.tokenizer import Tokenizer, build_clip_tokenizer
+from tests.deploy.fake_runtime import FakeRuntime
+from tests.deploy.stand_in_cuda import StandInCuda, compile_stand_in
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 8
@@ -125,3 +131,22 @@ def picture() -> np.ndarray:
     picture[30:80, 60:90, 1] = 255
     picture[10:40, 100:145, 2] = 255
     return picture
+
+
+@pytest.fixture(scope="session")
+def stand_in_library(tmp_path_factory) -> Path:
+    """The stand-in for CUDA, compiled: libcuda.so.1, and libcudart.so beside it."""
+    return compile_stand_in(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def fake_tensorrt(stand_in_library, tmp_path, monkeypatch) -> Iterator[FakeRuntime]:
+    """A GPU (sm87) with TensorRT 10.3.0 on it, and no kernels for pictures."""
+    with StandInCuda.installed(stand_in_library, "polygraphy") as cuda:
+        runtime = FakeRuntime(cuda)
+        monkeypatch.setitem(sys.modules, "tensorrt", runtime.package)
+        monkeypatch.setattr(tensorrt_backend, "polygraphy_for", lambda runtime_name: runtime)
+        monkeypatch.setenv(native.LIBRARIES, str(tmp_path / "none"))
+        for module in (segmenter_module, tensorrt_backend):
+            monkeypatch.setattr(module, "gpu_architecture", lambda device: "sm87")
+        yield runtime

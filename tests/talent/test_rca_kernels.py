@@ -17,7 +17,8 @@ from talent import native
 from talent.errors import UserError
 from talent.model import rca_kernels
 from talent.model.rca import aggregate_costs, rca_cost_aggregation, rca_on_gpu, rca_reference
-from talent.model.rca_kernels import ACTIVATIONS, INTERFACE, METHODS, RcaLibrary, installed_library
+from talent.model.rca_kernels import ACTIVATIONS, METHODS, RcaLibrary, installed_library
+from talent.native import INTERFACE
 from tests.native_build import ROOT
 from tests.talent.rca_inputs import arguments
 
