@@ -17,9 +17,10 @@ EXPORT = [*TRAIN, "onnx>=1.17", "onnxsim>=0.4.36", "onnxscript>=0.3", "nvidia-mo
 RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49", "tqdm>=4.66"]
 TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49", "pycuda", "tqdm>=4.66"]
 CPU = ["onnxruntime>=1.18", "tqdm>=4.66"]
+ROS = ["rosbags>=0.11", "tqdm>=4.66"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
 DEV = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "build", "jsonschema>=4.18"]
-ALL = sorted({*EXPORT, *RTX, *BENCHMARKS})
+ALL = sorted({*EXPORT, *RTX, *ROS, *BENCHMARKS})
 
 setup(
     name="talent-edge",
@@ -33,7 +34,7 @@ setup(
     package_data={"deploy": ["bundle.schema.json"]},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "export": EXPORT, "rtx": RTX, "tensorrt": TENSORRT, "cpu": CPU,
-                    "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
+                    "ros": ROS, "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
     entry_points={"console_scripts": [
         "talent-train = talent.cli:train",
         "talent-eval = deploy.cli:evaluate",
@@ -43,6 +44,7 @@ setup(
         "talent-export = deploy.cli:export",
         "talent-build = deploy.cli:build",
         "talent-predict = deploy.cli:predict",
+        "talent-bag = deploy.cli:bag",
         "talent-doctor = deploy.cli:doctor",
         "talent-inspect = deploy.cli:inspect_bundle",
     ]},

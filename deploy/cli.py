@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from talent.cli import launcher
 
+bag = launcher("talent-bag", "deploy.bag", extra="ros")
 build = launcher("talent-build", "deploy.build", extra="rtx")
 export = launcher("talent-export", "deploy.export", extra="export")
 evaluate = launcher("talent-eval", "deploy.evaluate", extra="cpu")

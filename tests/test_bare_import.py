@@ -17,7 +17,7 @@ MODULES = ("talent.image", "talent.tokenizer", "talent.metrics", "talent.evaluat
            "talent.files", "talent.provenance", "talent.cli", "deploy", "deploy.runtime.segmenter",
            "deploy.runtime.onnxruntime", "deploy.runtime.tensorrt", "deploy.bundle", "deploy.predict",
            "deploy.evaluate", "deploy.doctor", "deploy.build", "deploy.inspect_bundle", "deploy.manifest",
-           "deploy.onnx_summary", "deploy.cli")
+           "deploy.onnx_summary", "deploy.bag", "deploy.ros.worker", "deploy.ros.messages", "deploy.cli")
 
 
 def _lend(package: str, site_packages: Path) -> None:

@@ -45,6 +45,7 @@ def test_help_shows_an_example(name, capsys):
     ("talent-build", ["no-such-bundle"]),
     ("talent-inspect", ["no-such-bundle", "--verify"]),
     ("talent-predict", ["no-such-bundle", "photo.jpg", "the red mug", "-o", "out.png"]),
+    ("talent-bag", ["no-such.mcap", "the red mug", "-o", "out.mcap"]),
     ("talent-doctor", ["no-such-bundle"]),
 ])
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(name, arguments, capsys, tmp_path, monkeypatch):

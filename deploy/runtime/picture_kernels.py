@@ -1,6 +1,6 @@
 """A photo to the network's input, and logits to masks, on the GPU: deploy/csrc/picture_kernel.h through ctypes.
 
-They compute what `preprocess` and `mask_on_photo` of talent.image do, so that a frame need not leave the GPU in between.
+They compute what `preprocess` and `mask_on_photo` of talent.image do, so that a frame need not leave the GPU between.
 Letters: H, W photo; S square input of the network; h, w grid of the logits; B expressions.
 """
 
