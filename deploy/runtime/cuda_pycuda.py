@@ -133,9 +133,9 @@ class PycudaDevice:
                 context.push()
                 context.detach()
 
-        # pycuda releases it once in the thread where it is on top, and leaves it on CUDA's stack there; in the thread
-        # that retained it pycuda pushes it once more, and in any other it does not release it at all. So: on top, in a
-        # thread whose stack ends with it.
+        # pycuda releases it where it is on top, and leaves it on CUDA's stack there; elsewhere, in the thread that
+        # retained it, pycuda pushes it once more, in any other it does not release it at all, and with the last
+        # reference it calls the wrong function. So: on top, in a thread whose stack ends with it.
         thread = threading.Thread(target=release, name="release a primary context")
         thread.start()
         thread.join()

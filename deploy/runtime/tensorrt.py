@@ -53,6 +53,7 @@ class TensorRTBackend:
             if engine.plugin:
                 _load_plugin(bundle, path, runtime=runtime, arch=architecture)
         self._kernels = installed_kernels()
+        polygraphy_for(runtime)  # before its CUDA wrapper is imported, which would bind it to full TensorRT
         self._stack = contextlib.ExitStack()
         self._cuda = open_device(device)
         self._stack.callback(self._cuda.close)

@@ -2,7 +2,7 @@
 
 After pycuda 2026.1 (src/cpp/cuda.hpp, src/wrapper/wrap_cudadrv.cpp): a stack of contexts of its own for each thread, of
 which only the top one is on CUDA's; objects that belong to the context that was on top when they were made, and are
-destroyed with their last reference; the primary context, which is not released where it should be (`Context.detach`).
+destroyed with their last reference; the primary context, which is not always released (`Context.detach`).
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ def fake(library: ctypes.CDLL) -> dict[str, ModuleType]:
         if status := getattr(library, name)(*arguments):
             raise error(name.removesuffix("_v2"), status)
 
+    def clean_up(name: str, *arguments: object) -> None:
+        try:
+            call(name, *arguments)
+        except Error as failure:
+            print("PyCUDA WARNING: a clean-up operation failed (dead context maybe?)", failure, file=sys.stderr)
+
     def stack() -> list[Context]:
         if not hasattr(stacks, "contexts"):
             stacks.contexts = []
@@ -133,10 +139,9 @@ def fake(library: ctypes.CDLL) -> dict[str, ModuleType]:
             return top()
 
         def _release(self) -> None:
-            if self.primary_of is None:
-                call("cuCtxDestroy_v2", c_void_p(self.handle))
-            else:
-                call("cuDevicePrimaryCtxRelease_v2", self.primary_of)
+            name, argument = ("cuDevicePrimaryCtxRelease_v2", self.primary_of) if self.primary_of is not None else (
+                "cuCtxDetach", c_void_p(self.handle))
+            clean_up(name, argument)
 
         def detach(self) -> None:
             if not self.valid:
@@ -152,6 +157,7 @@ def fake(library: ctypes.CDLL) -> dict[str, ModuleType]:
                 call("cuCtxPushCurrent_v2", c_void_p(below.handle))
 
         def __del__(self) -> None:
+            self.primary_of = None  # a destructor in C++ calls its own class's function, which is the wrong one here
             if self.valid:
                 self.detach()
 
@@ -179,9 +185,7 @@ def fake(library: ctypes.CDLL) -> dict[str, ModuleType]:
                 return
             try:
                 with self._activated():
-                    call(name, argument)
-            except Error as failure:
-                print("PyCUDA WARNING: a clean-up operation failed (dead context maybe?)", failure, file=sys.stderr)
+                    clean_up(name, argument)
             except _OutOfThread:
                 warnings.warn(f"{type(self).__name__} in out-of-thread context could not be cleaned up", stacklevel=2)
 

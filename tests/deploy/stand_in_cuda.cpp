@@ -1,7 +1,7 @@
-// Plays libcuda.so.1 and libcudart.so on the host's memory, where no GPU is, and stricter than they are: the memory of a
-// GPU is the host's, a stream is a queue that nobody works off before something waits for it, so that a wait that is
-// missing shows as wrong data. What a call may do, and which error it gives, follows the documentation of CUDA 13.
-// test_cuda.py holds deploy/runtime/cuda.py against it; stand_in_cuda.py is Python's side.
+// Plays libcuda.so.1 and libcudart.so on the memory of the host, where no GPU is, and stricter than they are: a stream
+// is a queue that nobody works off before something waits for it, so that a wait that is missing shows as wrong data.
+// What a call may do, and which error it gives, follows the documentation of CUDA 13. test_cuda.py holds
+// deploy/runtime/cuda.py against it; stand_in_cuda.py is Python's side.
 #include "stand_in_cuda.h"
 
 extern "C" {
@@ -145,6 +145,10 @@ int32_t cuCtxCreate_v2(void** context, uint32_t, int32_t device) {
   return kSuccess;
 }
 
+int32_t cuCtxCreate_v4(void** context, void*, uint32_t flags, int32_t device) {
+  return cuCtxCreate_v2(context, flags, device);
+}
+
 int32_t cuCtxDestroy_v2(void* handle) {
   Call call("cuCtxDestroy", false);
   Context* context = find_context(handle);
@@ -153,6 +157,8 @@ int32_t cuCtxDestroy_v2(void* handle) {
   if (current_context() == context) current.pop_back();
   return kSuccess;
 }
+
+int32_t cuCtxDetach(void* handle) { return cuCtxDestroy_v2(handle); }
 
 int32_t cuCtxPushCurrent_v2(void* handle) {
   Call call("cuCtxPushCurrent", false);
@@ -381,6 +387,10 @@ int32_t cuEventElapsedTime(float* milliseconds, void* start, void* end) {
   }
   *milliseconds = std::chrono::duration<float, std::milli>(marks[1]->time - marks[0]->time).count();
   return kSuccess;
+}
+
+int32_t cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
+  return cuEventElapsedTime(milliseconds, start, end);
 }
 
 int32_t cuStreamBeginCapture_v2(void* handle, int32_t mode) {

@@ -150,9 +150,9 @@ class StandInCuda:
         return context.value
 
     def allocate(self, nbytes: int, *, function: str = "cuMemAlloc_v2") -> int:
-        """Memory as somebody else would allocate it, in the current context: also by cuMemAllocManaged, or from a pool
-        by cuMemAllocAsync."""
+        """Memory as somebody else would allocate it, in the current context: also by cuMemAllocManaged, page-locked on
+        the host by cuMemHostAlloc, or from a pool by cuMemAllocAsync."""
         address = c_uint64()
-        more = {"cuMemAllocManaged": (1,), "cuMemAllocAsync": (None,)}.get(function, ())
+        more = {"cuMemAllocManaged": (1,), "cuMemHostAlloc": (0,), "cuMemAllocAsync": (None,)}.get(function, ())
         assert getattr(self.library, function)(ctypes.byref(address), c_size_t(nbytes), *more) == 0
         return address.value

@@ -24,6 +24,8 @@ from tests.deploy.stand_in_cuda import StandInCuda
 SHAPE = (5, 7, 3)
 INVALID_VALUE, LAUNCH_FAILED, UNSUPPORTED = 1, 719, 900
 
+pytestmark = pytest.mark.filterwarnings("error:.* was not given back:RuntimeWarning")
+
 
 @pytest.fixture(params=WRAPPERS)
 def wrapper(request) -> str:
@@ -328,6 +330,7 @@ def test_memory_that_is_freed_too_early_is_an_error_of_the_gpu(device, wrapper, 
         with pytest.raises(CudaError, match=graph_error):
             device.capture(stream, lambda: None)
         with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             for piece in (target, stream):
                 piece.close()
     if wrapper == "pycuda":
@@ -338,8 +341,7 @@ def test_memory_that_is_freed_too_early_is_an_error_of_the_gpu(device, wrapper, 
         assert {one.filename for one in warned} == {__file__}
 
 
-@pytest.mark.filterwarnings("ignore:.* was not given back:RuntimeWarning")
-def test_a_callback_runs_at_each_launch_and_its_failure_is_the_kernels(cuda, device):
+def test_a_callback_runs_at_each_launch(cuda, device):
     with device.current(), Work(device) as work:
         def kernel() -> None:
             cuda.view(work.memory.address, SHAPE, np.float32)[:] += 1
@@ -351,10 +353,18 @@ def test_a_callback_runs_at_each_launch_and_its_failure_is_the_kernels(cuda, dev
             work.stream.synchronise()
             np.testing.assert_allclose(work.target.array, work.source.array + count, rtol=1e-6)
         graph.close()
-        cuda.queue(work.stream.handle, lambda: 1 / 0)
+
+
+def test_a_callback_that_raises_is_a_kernel_that_failed(cuda, device):
+    with device.current():
+        stream = device.stream()
+        cuda.queue(stream.handle, lambda: 1 / 0)
         with pytest.raises(CudaError) as caught:
-            work.stream.synchronise()
+            stream.synchronise()
         assert caught.value.code == LAUNCH_FAILED and isinstance(cuda.raised.pop(), ZeroDivisionError)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stream.close()
 
 
 @pytest.mark.parametrize(("wrapper", "before"), [*((name, before) for name in WRAPPERS
@@ -398,9 +408,10 @@ def test_the_primary_context_is_shared_and_released_once(cuda, wrapper):
     assert first.context == second.context == torchs and open_device is cuda_module.open_device
     other = open_device(1)
     assert other.index == 1 and other.context != torchs and cuda.live() == {"contexts": 4}
-    first.close()
-    other_thread(second.close)
-    other.close()
+    for _ in range(2):
+        first.close()
+        other_thread(second.close)
+        other.close()
     assert cuda.live() == {"contexts": 1} and cuda.calls("cuCtxCreate") == 0
     driver.release_primary_context(0)
 

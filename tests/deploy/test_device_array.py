@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from numpy.lib.stride_tricks import as_strided
 
 from deploy.runtime.cuda import WRAPPERS, CudaDevice, CudaStream, open_device
 from deploy.runtime.device_array import DevicePicture, device_picture, is_device_array
@@ -60,8 +62,8 @@ class Memory:
         """A photo in it, from an offset on, with a gap behind each row."""
         height, width, channels = photo.shape
         row = width * channels * photo.itemsize + gap
-        view = np.lib.stride_tricks.as_strided(self.bytes[offset:].view(photo.dtype)[:1], photo.shape,
-                                               (row, channels * photo.itemsize, photo.itemsize))
+        view = as_strided(self.bytes[offset:].view(photo.dtype)[:1], photo.shape,
+                          (row, channels * photo.itemsize, photo.itemsize))
         view[:] = photo
         return view
 
@@ -104,6 +106,9 @@ class Dlpack:
         place = (ctypes.c_int32 * 2).from_address(managed + DEVICE_IN_CAPSULE[name])
         assert place[:] == [1, 0]  # the host, where NumPy says it is
         place[:] = self.place
+        start = managed + DEVICE_IN_CAPSULE[name] - 8
+        data, offset = ctypes.c_uint64.from_address(start), ctypes.c_uint64.from_address(start + 40)
+        data.value, offset.value = data.value - 16, offset.value + 16
         if self.major is not None:
             ctypes.c_uint32.from_address(managed).value = self.major
         if self.dtype is not None:
@@ -149,10 +154,18 @@ def test_windows_of_a_photo_are_photos(cuda, device, stream, photo, protocol, wi
     assert np.array_equal(seen(cuda, device_picture(protocol(part), device, stream)), photo[window])
 
 
+@pytest.mark.parametrize(("shape", "strides"), [((1, WIDTH, 3), (0, 3, 1)), ((HEIGHT, 1, 3), (21, 1, 1)),
+                                                ((1, 1, 3), (-5, 0, 1))])
+def test_the_stride_of_a_side_of_one_pixel_means_nothing(cuda, device, stream, photo, protocol, shape, strides):
+    part = as_strided(Memory(cuda).array(photo), shape, strides)
+    assert np.array_equal(seen(cuda, device_picture(protocol(part), device, stream)), photo[:shape[0], :shape[1]])
+
+
 @pytest.mark.parametrize("turn", [
     lambda array: array[::-1], lambda array: array[:, ::-1], lambda array: array[:, :, ::-1],
     lambda array: array[:, ::2], lambda array: array.transpose(1, 0, 2),
-    lambda array: np.lib.stride_tricks.as_strided(array, array.shape, (0, 3, 1))])
+    lambda array: as_strided(array, array.shape, (0, 3, 1)),
+    lambda array: as_strided(array, array.shape, (3 * WIDTH - 1, 3, 1))])
 def test_other_layouts_are_refused(cuda, device, stream, photo, protocol, turn):
     array = turn(Memory(cuda).array(photo))
     with pytest.raises(UserError, match=r"strides of \[3 W or more, 3, 1\] bytes, received strides .*\.contiguous\(\)"):
@@ -256,28 +269,30 @@ def test_dlpack_comes_before_the_other_interface(cuda, device, stream, photo):
 
 
 @pytest.mark.parametrize("versions", [True, False])
-@pytest.mark.parametrize("good", [True, False])
-def test_dlpacks_memory_is_given_back_once(cuda, device, stream, photo, versions, good):
-    """Where it is refused at once, else with the picture. NumPy's deleter gives up a reference to the array."""
-    whole = Memory(cuda).array(photo)
-    array = whole if good else whole[:, ::2]
+def test_dlpacks_memory_is_given_back_with_the_picture(cuda, device, stream, photo, versions):
+    """NumPy's deleter gives up a reference to the array, and would crash if it were called twice."""
+    array = Memory(cuda).array(photo)
     freed = weakref.ref(array)
-    producer = Dlpack(array, versions=versions)
-    if good:
-        picture = device_picture(producer, device, stream)
-        owner = picture.keep
-    else:
-        with pytest.raises(UserError, match="strides"):
-            device_picture(producer, device, stream)
-    del array, whole, producer
-    assert (freed() is not None) is good
-    if good:
-        del picture
-        assert freed() is not None
-        owner.give_back()
-        assert freed() is None
-        owner.give_back()
-        del owner
+    picture = device_picture(Dlpack(array, versions=versions), device, stream)
+    del array
+    assert freed() is not None
+    owner = picture.keep
+    del picture
+    assert freed() is not None
+    del owner
+    assert freed() is None
+
+
+@pytest.mark.parametrize("versions", [True, False])
+def test_dlpacks_memory_is_given_back_at_once_where_it_is_refused(cuda, device, stream, photo, versions):
+    """And not again when the error, which holds on to everything, is gone."""
+    array = Memory(cuda).array(photo)[:, ::2]
+    before = sys.getrefcount(array)
+    with pytest.raises(UserError, match="strides") as caught:
+        device_picture(Dlpack(array, versions=versions), device, stream)
+    assert sys.getrefcount(array) == before + 1  # that of the producer, which the error holds
+    del caught
+    assert sys.getrefcount(array) == before
 
 
 def test_the_interfaces_array_is_kept_with_the_picture(cuda, device, stream, photo):
@@ -337,9 +352,11 @@ def test_memory_of_another_gpu_is_refused(cuda, device, stream, photo):
     other = open_device(1)
     with other.current():
         array = Memory(cuda).array(photo)
-    for picture in (Interface(array), Dlpack(array, index=1), Dlpack(array, index=0)):
+    says, wrong = Dlpack(array, index=1), Dlpack(array, index=0)
+    for picture in (Interface(array), says, wrong):
         with pytest.raises(UserError, match=r"on GPU 0, received one on GPU 1; .*\.to\('cuda:0'\).* device=1"):
             device_picture(picture, device, stream)
+    assert not says.asked  # torch would refuse, in words of its own
     other.close()
 
 
@@ -360,19 +377,13 @@ def test_managed_memory_and_that_of_a_pool_is_fine(cuda, device, stream, photo, 
         assert np.array_equal(seen(cuda, device_picture(picture, device, stream)), photo)
 
 
-def test_managed_memory_of_any_context_is_fine(cuda, device, stream, photo):
+@pytest.mark.parametrize("function", ["cuMemAllocManaged", "cuMemHostAlloc"])
+def test_managed_and_page_locked_memory_of_any_context_is_fine(cuda, device, stream, photo, function):
     context = cuda.foreign_context(1)
-    array = Memory(cuda, function="cuMemAllocManaged").array(photo)
+    array = Memory(cuda, function=function).array(photo)
     cuda.library.cuCtxPopCurrent_v2(None)
-    assert device_picture(Interface(array), device, stream).height == HEIGHT
+    assert np.array_equal(seen(cuda, device_picture(Interface(array), device, stream)), photo)
     cuda.library.cuCtxDestroy_v2(ctypes.c_void_p(context))
-
-
-def test_page_locked_memory_is_fine(cuda, device, stream, photo):
-    pinned = device.pinned(photo.shape, np.uint8)
-    pinned.array[:] = photo
-    assert np.array_equal(seen(cuda, device_picture(Interface(pinned.array), device, stream)), photo)
-    pinned.close()
 
 
 def test_memory_that_cuda_does_not_know_is_refused(device, stream, photo, protocol):

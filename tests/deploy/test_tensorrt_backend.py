@@ -93,6 +93,16 @@ def test_auto_takes_tensorrt_where_it_can(toy_bundle, fake_tensorrt, monkeypatch
     assert fake_tensorrt.events == ["text", "vision"] and not fake_tensorrt.cuda.live()
 
 
+def test_polygraphy_is_bound_before_its_cuda_wrapper_is_loaded(toy_bundle, fake_tensorrt, monkeypatch):
+    order = []
+    for name in ("polygraphy_for", "open_device"):
+        original = getattr(tensorrt_backend, name)
+        monkeypatch.setattr(tensorrt_backend, name, lambda given, name=name, original=original: order.append(name) or
+                            original(given))
+    Segmenter(with_plans(toy_bundle), "tensorrt").close()
+    assert order.index("polygraphy_for") < order.index("open_device")
+
+
 @pytest.fixture
 def events(fake_tensorrt, monkeypatch) -> list[str]:
     """What is loaded, in order: the plugin, with whose logger, and engines."""
