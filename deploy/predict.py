@@ -1,4 +1,4 @@
-"""Find what a sentence means in a picture, from the command line."""
+"""Find what a sentence means in a picture, a video, a folder or before a camera, from the command line."""
 
 from __future__ import annotations
 
@@ -10,29 +10,67 @@ from typing import Any
 
 import numpy as np
 
+from deploy.bundle import PRECISIONS
 from deploy.runtime.segmenter import BACKENDS, Segmenter
+from deploy.video.frames import DEFAULT_FPS
+from deploy.video.sources import is_picture
+from deploy.video.stream import predict_stream
+from deploy.video.video_file import CODECS
 from talent.errors import UserError, command
 from talent.image import check_image_path, overlay, read_image, save_image
 
 EXAMPLE = """\
 example:
   talent-predict bundle/ kitchen.jpg "the red mug on the left" -o overlay.png --mask mask.png
+  talent-predict bundle/ kitchen.mp4 "the red mug on the left" -o out.mp4 --smooth 0.6
+  talent-predict bundle/ 0 "the red mug on the left" -o out.mp4     (type another sentence meanwhile)
 """
+STREAM_ONLY = ("json", "smooth", "script", "sentences_from", "max_frames", "stride", "fps", "codec")
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="talent-predict", description=__doc__, epilog=EXAMPLE,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="directory that talent-export wrote")
-    parser.add_argument("image", type=Path, help="picture to look in")
+    parser.add_argument("source", help="picture, video, folder of pictures, number of a camera (0) or address "
+                                       "(rtsp://, http://) to look in")
     parser.add_argument("sentence", help="what to look for")
-    parser.add_argument("-o", "--output", type=Path, metavar="PICTURE", help="write the picture with the object marked")
-    parser.add_argument("--mask", type=Path, metavar="PNG", help="write the mask: 255 on the object, 0 elsewhere")
+    parser.add_argument("-o", "--output", type=Path, metavar="PICTURE|VIDEO|DIR",
+                        help="write what was looked in with the object marked: a picture, a video "
+                             f"({', '.join(CODECS)}), or a folder for a folder")
+    parser.add_argument("--mask", type=Path, metavar="PNG|DIR",
+                        help="write the mask: 255 on the object, 0 elsewhere; of a video or folder one for each "
+                             "picture, into a folder")
     parser.add_argument("--threshold", type=float, help="probability above which a pixel belongs to the object "
                                                         "(default: the bundle's)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto",
                         help="what runs the network (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="refuse a bundle that is in another one")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: %(default)s)")
+    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
+                        help="start the engine's kernels one by one")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for onnxruntime (default: one per core)")
+    stream = parser.add_argument_group(
+        "videos, folders, cameras and addresses",
+        "Every frame of a file is answered, in order. Of a camera, and of an address whose length is not known,\n"
+        "the latest frame is answered and what came before it is dropped. Ctrl-C stops: what is written is whole.\n"
+        "A line typed in the terminal is the next sentence, an empty one pauses.")
+    stream.add_argument("--json", type=Path, metavar="FILE",
+                        help="write a line of JSON for each frame, after one about the run")
+    stream.add_argument("--smooth", type=float, default=0.0, metavar="A",
+                        help="average the probability over the frames so far, each A times the weight of the next, "
+                             "from 0 to below 1 (default: 0, off)")
+    stream.add_argument("--script", type=Path, metavar="FILE",
+                        help="other sentences with times: lines such as `12.5 the red mug`, seconds first")
+    stream.add_argument("--sentences-from", metavar="FIFO|-",
+                        help="read other sentences from a FIFO, or from standard input, while it runs")
+    stream.add_argument("--max-frames", type=int, metavar="N", help="stop after so many answers")
+    stream.add_argument("--stride", type=int, default=1, metavar="N",
+                        help="answer every N-th frame of a file or folder (default: %(default)s)")
+    stream.add_argument("--fps", type=float, metavar="X",
+                        help=f"frames per second of the video that is written, and of a folder (default: the source's, "
+                             f"{DEFAULT_FPS:g} where it does not say)")
+    stream.add_argument("--codec", metavar="FOURCC", help="of the video, such as avc1 (default: by its suffix)")
     return parser
 
 
@@ -57,10 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if not arguments.sentence.strip():
         raise UserError('expected a sentence that names an object, received an empty one; for example "the red mug"')
-    _check_outputs(arguments.output, arguments.mask, arguments.image)
-    image = read_image(arguments.image)
-    with Segmenter(arguments.bundle, arguments.backend, threads=arguments.threads,
-                   threshold=arguments.threshold) as segmenter:
+    return predict_picture(arguments) if is_picture(arguments.source) else predict_stream(arguments)
+
+
+def predict_picture(arguments: argparse.Namespace) -> int:
+    """Answer one picture as the arguments say. Returns the exit code."""
+    _refuse_stream_options(arguments)
+    path = Path(arguments.source)
+    _check_outputs(arguments.output, arguments.mask, path)
+    image = read_image(path)
+    with Segmenter(arguments.bundle, arguments.backend, precision=arguments.precision, device=arguments.device,
+                   threads=arguments.threads, threshold=arguments.threshold,
+                   cuda_graphs=arguments.cuda_graphs) as segmenter:
         watch = Stopwatch()
         prompt = watch("text", segmenter.encode, arguments.sentence)
         tensor, letterbox = watch("preprocess", segmenter.preprocess, image)
@@ -81,6 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         written.append(f"the mask to {arguments.mask}")
     print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add -o overlay.png to see the answer")
     return 0
+
+
+def _refuse_stream_options(arguments: argparse.Namespace) -> None:
+    defaults = parser()
+    for name in STREAM_ONLY:
+        if getattr(arguments, name) != defaults.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: expected a video, a folder, a camera or an address to look "
+                            f"in, received the picture {arguments.source}; leave it out")
 
 
 def _check_outputs(output: Path | None, mask: Path | None, image: Path) -> None:

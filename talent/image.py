@@ -219,8 +219,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, color: tuple[int, int, int] 
     if mask.shape != image.shape[:2]:
         raise ValueError(f"expected a mask of {list(image.shape[:2])}, received {list(mask.shape)}")
     picture = image.copy()
-    tint = np.array(color, np.float32)
-    picture[mask] = np.rint((1 - opacity) * image[mask] + opacity * tint).astype(np.uint8)
+    box = bounding_box(mask)
+    if box is None:
+        return picture
+    x0, y0, x1, y1 = box
+    levels = np.arange(256, dtype=np.uint8)[:, None]  # by grey level and channel, because there are few of both
+    tinted = np.rint((1 - opacity) * levels + opacity * np.array(color, np.float32)).astype(np.uint8)
+    inside = picture[y0:y1, x0:x1]
+    cv2.copyTo(cv2.LUT(inside, tinted[None]), mask[y0:y1, x0:x1].astype(np.uint8), inside)
     if outline:
         width = max(2, round(max(mask.shape) / 320))
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.predict import main
+from deploy.runtime.segmenter import Segmenter
 from talent.image import read_image, save_image
 
 
@@ -90,8 +91,35 @@ def test_bad_threshold(toy_bundle, photo, tmp_path, capsys):
     assert "threshold" in refused(capsys, tmp_path, toy_bundle.directory, photo, "r", "--threshold", "1.5")
 
 
+def test_options_of_a_video_are_refused_for_a_picture(toy_bundle, photo, tmp_path, capsys):
+    for options in (("--smooth", "0.5"), ("--stride", "2"), ("--json", tmp_path / "a.jsonl"), ("--max-frames", "3"),
+                    ("--sentences-from", "-"), ("--script", tmp_path / "s.txt"), ("--fps", "5"), ("--codec", "mp4v")):
+        line = refused(capsys, tmp_path, toy_bundle.directory, photo, "r", *options)
+        assert f"error: {options[0]}: expected a video, a folder, a camera or an address" in line
+
+
+def test_options_of_the_segmenter_reach_it(toy_bundle, photo, tmp_path, capsys, monkeypatch):
+    line = refused(capsys, tmp_path, toy_bundle.directory, photo, "r", "--precision", "int8")
+    assert "expected an int8 bundle" in line and "which is fp32" in line
+    assert "GPU" in refused(capsys, tmp_path, toy_bundle.directory, photo, "r", "--device", "-1")
+    given = {}
+
+    class Recorder(Segmenter):
+        def __init__(self, *arguments, **options) -> None:
+            given.update(options)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr("deploy.predict.Segmenter", Recorder)
+    assert run(toy_bundle.directory, photo, "r", "--no-cuda-graphs", "--device", "3", "--precision", "fp32") == 0
+    assert (given["cuda_graphs"], given["device"], given["precision"]) == (False, 3, "fp32")
+    assert run(toy_bundle.directory, photo, "r") == 0
+    assert (given["cuda_graphs"], given["device"], given["precision"]) == (True, 0, None)
+
+
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert 'talent-predict bundle/ kitchen.jpg "the red mug on the left" -o overlay.png' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for source, output in (("kitchen.jpg", "overlay.png"), ("kitchen.mp4", "out.mp4"), ("0", "out.mp4")):
+        assert f'talent-predict bundle/ {source} "the red mug on the left" -o {output}' in printed
