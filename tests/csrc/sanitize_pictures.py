@@ -36,7 +36,7 @@ EXAMPLE = """example:
 
 
 def check(kernels: PictureKernels, shape: tuple[int, int], size: int, dtype: np.dtype, spare: int) -> None:
-    """One photo to the input, and logits of two expressions to masks. Raises UserError where a result is wrong."""
+    """A photo to the input, and logits of two expressions to masks. Raises UserError where a result is wrong."""
     image, letterbox = photo(*shape), Letterbox(*shape, size)
     values = logits(2, max(size // 4, 1), max(size // 4, 1), dtype)
     error = np.abs(to_input(kernels, image, size, dtype, spare=spare) - preprocess(image, size)[0][0]).mean()

@@ -1,5 +1,5 @@
-"""A TensorRT on the stand-in for CUDA: engines are the bundle's ONNX files, which ONNX Runtime runs on the "GPU's" memory
-when the stream comes to it. What a call does follows TensorRT 10's documentation."""
+"""A TensorRT on the stand-in for CUDA: engines are the bundle's ONNX files, which ONNX Runtime runs on the memory of the
+"GPU" when the stream comes to it. What a call does follows TensorRT 10's documentation."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def compile_pictures(directory: Path, cuda: Path) -> Path:
     cpp = ROOT / "deploy" / "cpp"
     sources = [Path(__file__).with_name("stand_in_pictures.cpp"), cpp / "src" / "image.cpp",
                cpp / "src" / "photo_mask.cpp"]
-    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{cpp / 'include'}",
-                    f"-I{ROOT / 'deploy' / 'csrc'}", *map(str, sources), str(cuda), "-o", str(directory / KERNELS)],
-                   check=True)
+    folders = [f"-I{folder}" for folder in (cpp / "include", ROOT / "deploy" / "csrc")]
+    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", *folders, *map(str, sources), str(cuda), "-o",
+                    str(directory / KERNELS)], check=True)
     return directory
 
 
 class FakeRuntime:
     """What Polygraphy would give, for `deploy.runtime.tensorrt.polygraphy_for`, and the package `tensorrt`.
 
-    batch: the largest that the engines take. events: what was loaded, in order. engines: by graph. refuse_runs: how many
-    of the next runs TensorRT refuses.
+    batch: the largest that the engines take. events: what was loaded, in order. engines: by graph. refuse_runs: how
+    many of the next runs TensorRT refuses.
     """
 
     def __init__(self, cuda: StandInCuda) -> None:

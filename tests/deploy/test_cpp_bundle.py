@@ -25,7 +25,7 @@ TOO_LARGE = re.compile(r"expected .+ to be an integer below 2\^63, received ")
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> Path:
-    return build_programs(tmp_path_factory.getbasetemp() / "cpp")
+    return build_programs(tmp_path_factory)
 
 
 @pytest.fixture

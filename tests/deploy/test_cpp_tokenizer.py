@@ -38,7 +38,7 @@ RANGES = ((0x20, 0x7e), (0x20, 0x7e), (0, 0x3f), (0xa0, 0x24f), (0x250, 0x36f), 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> Path:
-    return build_programs(tmp_path_factory.getbasetemp() / "cpp")
+    return build_programs(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The programs of docs/embedding.md, taken out of it and run."""
+"""The programs of docs/embedding.md in Python, taken out of it and run; test_cpp_package.py has the one in C++."""
 
 from __future__ import annotations
 
@@ -12,18 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.deploy.embedding_page import programs
 from tests.native_build import ROOT
 
-PAGE = ROOT / "docs" / "embedding.md"
 SYSTEM_PACKAGES = Path("/usr/lib/python3/dist-packages")  # where Debian and JetPack put GStreamer's bindings
-
-
-def programs(language: str, comment: str) -> dict[str, str]:
-    """By file name, which the first line of each block says."""
-    blocks = re.findall(rf"^```{language}\n(.+?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    named = {re.match(rf"{comment} ([\w.]+): ", block): block for block in blocks}
-    assert named and None not in named, f"a program in {language} without a name in its first line"
-    return {match[1]: block for match, block in named.items()}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,17 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from deploy import Segmenter, plugin
-from deploy.bundle import Bundle, EngineRecord
+from deploy import Segmenter
 from deploy.runtime import gpu
 from deploy.runtime import segmenter as segmenter_module
-from deploy.runtime import tensorrt as tensorrt_backend
-from deploy.runtime.tensorrt import TensorRTBackend
 from talent.errors import UserError
 from talent.image import save_image
-from talent.native import BUILD, LIBRARIES
-from tests.deploy.engines import record, with_engines
-from tests.deploy.fake_tensorrt import fake
 
 RECTANGLES = {"r": (10, 20, 50, 60), "g": (60, 30, 90, 80), "b": (100, 10, 145, 40)}  # x0, y0, x1, y1 in `picture`
 
