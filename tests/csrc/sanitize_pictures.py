@@ -44,8 +44,8 @@ def check(kernels: PictureKernels, shape: tuple[int, int], size: int, dtype: np.
     wrong = max(np.mean((mask > 0) != mask_on_photo(own.astype(np.float32), letterbox, 0.35)[0])
                 for mask, own in zip(masks, values, strict=True))
     if not (error <= INPUT_ERROR and wrong <= MASK_ERROR):
-        raise UserError(f"wrong result for a photo of {shape} at {size} px, {dtype}: expected a mean error of the input "
-                        f"of at most {INPUT_ERROR} and of {MASK_ERROR} of the pixels, received {error:.1e} and "
+        raise UserError(f"wrong result for a photo of {shape} at {size} px, {dtype}: expected a mean error of the "
+                        f"input of at most {INPUT_ERROR} and of {MASK_ERROR} of the pixels, received {error:.1e} and "
                         f"{wrong:.1e}; run: pytest -m gpu tests/deploy/test_picture_gpu.py")
 
 

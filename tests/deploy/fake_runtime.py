@@ -1,5 +1,7 @@
-"""A TensorRT on the stand-in for CUDA: engines are the bundle's ONNX files, which ONNX Runtime runs on the memory of the
-"GPU" when the stream comes to it. What a call does follows TensorRT 10's documentation."""
+"""A TensorRT on the stand-in for CUDA: engines are the bundle's ONNX files, which ONNX Runtime runs on the "GPU".
+
+That is done when the stream comes to it. What a call does follows TensorRT 10's documentation.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class FakeRuntime:
         self.events: list[str] = []
         self.engines: dict[str, Engine] = {}
         self.refuse_runs = 0
-        self.package = SimpleNamespace(__version__="10.3.0", __spec__=SimpleNamespace(), nptype=lambda dtype: dtype.type)
+        self.package = SimpleNamespace(__version__="10.3.0", __spec__=SimpleNamespace(),
+                                       nptype=lambda dtype: dtype.type)
 
     def engine_from_path(self, path: str) -> Engine:
         graph = Path(path).stem
