@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo plugin test test-slow test-gpu lint clean
+.PHONY: demo bench plugin test test-slow test-gpu lint clean
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(INSTALLED): setup.py pyproject.toml
 demo: $(INSTALLED)  ## tune, merge, export, build engines, compare: demo/report.html
 	$(BIN)/python demo/run.py
 
+bench: $(INSTALLED)  ## short runs of the benchmarks with the tiny network: benchmarks/out/report.html
+	$(BIN)/python benchmarks/short.py
+
 plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; TENSORRT_ROOT: where TensorRT's headers are
 	cmake -B build $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT))
 	cmake --build build --parallel
@@ -27,7 +30,7 @@ test: $(INSTALLED)  ## the tests, without the slow ones; WORKERS of them at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)  ## the tests that take minutes (the base preset's engines)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow and not gpu"
 
 test-gpu: $(INSTALLED) plugin  ## the tests that need an NVIDIA GPU, and the kernels under NVIDIA's sanitizers
 	$(BIN)/python -m pytest -m gpu
@@ -39,4 +42,4 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build dist demo/out demo/report.html demo/report.json *.egg-info
+	rm -rf $(VENV) build dist demo/out demo/report.html demo/report.json benchmarks/out *.egg-info

@@ -14,8 +14,8 @@ TRAIN = ["torch>=2.6", "torchvision", "timm>=1.0.9", "open_clip_torch>=2.26", "p
          "pyyaml", "tqdm>=4.66", "matplotlib>=3.8", "tensorboard>=2.15"]
 # ModelOpt brings onnxruntime-gpu, which also runs on a CPU; plain onnxruntime beside it breaks both.
 EXPORT = [*TRAIN, "onnx>=1.17", "onnxsim>=0.4.36", "onnxscript>=0.3", "nvidia-modelopt[onnx]>=0.27"]
-RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49", "tqdm>=4.66"]
-TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49", "pycuda", "tqdm>=4.66"]
+RTX = ["tensorrt_rtx>=1.1", "polygraphy>=0.49.14", "tqdm>=4.66"]
+TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49.14", "pycuda", "tqdm>=4.66"]
 CPU = ["onnxruntime>=1.18", "tqdm>=4.66"]
 ROS = ["rosbags>=0.11", "tqdm>=4.66"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]

@@ -1,52 +1,59 @@
-"""One execution context of an engine, with buffers of its own on the GPU."""
+"""Running an engine for one caller: its buffers on the GPU, and execution contexts over them."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from deploy.runtime.cuda import CudaDevice, CudaError, CudaGraph, CudaStream
+from deploy.runtime.loaded_engine import LoadedEngine
 from talent.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MOST_CONTEXTS = 16  # of different shapes
 
 
-@dataclass(frozen=True)
-class LoadedEngine:
-    """A deserialised engine. name: for errors. trt: the package that it belongs to. advice: what helps if it fails."""
+@dataclass
+class _Context:
+    """An execution context, and the graph of its work with the shapes that it has. runs: that were no replay."""
 
-    name: str
-    engine: Any
-    trt: ModuleType
-    advice: str
+    context: Any
+    runs: int = 0
+    graph: CudaGraph | None = None
+
+    def close(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+            self.graph = None
+        self.context = None
 
 
 class Execution:
     """For one caller at a time, who is in the device's context and gives the stream that all of it runs on.
 
-    The buffers are as large as the engine allows, so that their addresses never change, and a CUDA graph of the work
-    stays right: of the second and later runs with the same shapes, where `graphs` is set. `no_graph`: why there is
-    none, where the engine cannot be captured. `failed`: a run failed, so that nothing is known of the context.
+    The buffers are as large as the engine allows, so that their addresses never change. With `graphs`, each combination
+    of shapes has an execution context of its own, all of them over the same memory, and from its second run on the work
+    is replayed as a CUDA graph (a graph belongs to the shapes that its context had); TensorRT-RTX does that by itself.
+    `no_graph`: why there is none, where the engine cannot be captured. `failed`: a run failed, so that nothing is known
+    of the contexts.
     Raises UserError where the GPU has too little memory.
     """
 
     def __init__(self, loaded: LoadedEngine, cuda: CudaDevice, stream: CudaStream, *, graphs: bool) -> None:
-        self._loaded, self._cuda, self._stream, self._graphs = loaded, cuda, stream, graphs
+        self._loaded, self._cuda, self._stream = loaded, cuda, stream
+        self._asked_for_graphs = graphs
+        self._capturing = graphs and not loaded.captures_itself
         self._stack = contextlib.ExitStack()
-        self._graph: CudaGraph | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._contexts: OrderedDict[tuple, _Context] = OrderedDict()
         self.no_graph: str | None = None
         self.failed = False
+        self.inputs, self.outputs = loaded.inputs, loaded.outputs
+        self.dtypes = {name: loaded.dtype(name) for name in (*self.inputs, *self.outputs)}
         self.addresses: dict[str, int] = {}
-        self._context = loaded.engine.create_execution_context()
-        if self._context is None:
-            raise UserError(f"{loaded.name} got no execution context: the GPU has too little free memory (TensorRT's "
-                            "own messages are above); fewer threads at once, or other programs closed, leave more")
         try:
             self._allocate()
         except BaseException:
@@ -54,73 +61,90 @@ class Execution:
             raise
 
     def _allocate(self) -> None:
-        engine = self._loaded.engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
-        self.outputs = [name for name in names if name not in inputs]
-        self.dtypes = {name: np.dtype(self._loaded.trt.nptype(engine.get_tensor_dtype(name))) for name in names}
-        self._set_shapes({name: self._largest(name) for name in inputs})
-        self._shapes = {}  # the first run is one with new shapes, whatever they are
-        for name in names:
-            nbytes = int(np.prod(self.shape(name))) * self.dtypes[name].itemsize
-            memory = self._cuda.allocate(nbytes)
-            self._stack.callback(memory.close)
-            self.addresses[name] = memory.address
-            self._context.set_tensor_address(name, memory.address)
-
-    def _largest(self, name: str) -> tuple[int, ...]:
-        shape = tuple(self._loaded.engine.get_tensor_shape(name))
-        return tuple(self._loaded.engine.get_tensor_profile_shape(name, 0)[2]) if -1 in shape else shape
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, for the inputs' shapes as they are set."""
-        return tuple(self._context.get_tensor_shape(name))
-
-    def _set_shapes(self, shapes: Shapes) -> None:
+        largest = {name: self._loaded.largest(name) for name in self.inputs}
+        context = self._loaded.new_context(graphs=self._asked_for_graphs)
+        self._set_shapes(context, largest)
+        shapes = largest | {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
         for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
+            self.addresses[name] = self._memory(math.prod(shape) * self.dtypes[name].itemsize)
+        self._scratch_bytes = self._loaded.scratch_bytes
+        self._scratch = self._memory(self._scratch_bytes) if self._scratch_bytes else None
+        self._adopt(context, largest)
+
+    def _memory(self, nbytes: int) -> int:
+        memory = self._cuda.allocate(nbytes)
+        self._stack.callback(memory.close)
+        return memory.address
+
+    def _adopt(self, context: Any, shapes: Shapes) -> _Context:
+        """Give a context the buffers, and keep it for these shapes."""
+        if self._scratch is not None:
+            context.set_device_memory(self._scratch, self._scratch_bytes)
+        for name, address in self.addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise UserError(f"{self._loaded.name} does not take the address of {name} (TensorRT's own messages are "
+                                f"above); {self._loaded.advice}")
+        own = _Context(context=context)
+        self._contexts[_key(shapes)] = own
+        return own
+
+    def _set_shapes(self, context: Any, shapes: Shapes) -> None:
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
                 raise UserError(f"{self._loaded.name} takes no {name} of {list(shape)} (it allows up to "
-                                f"{list(self._largest(name))}); {self._loaded.advice}")
+                                f"{list(self._loaded.largest(name))}); {self._loaded.advice}")
 
-    def prepare(self, shapes: Shapes) -> None:
-        """Set the inputs' shapes for the next runs. Raises UserError for one that the engine does not take."""
-        if self._shapes != shapes:
-            self._drop_graph()
-            self._shapes = {}
-            self._set_shapes(shapes)
+    def prepare(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Be ready to run with these shapes of the inputs; returns those of the outputs.
 
-    def run(self, shapes: Shapes) -> None:
-        """Queue one run over what the inputs' buffers hold; `shapes` as they were prepared.
+        Raises UserError for a shape that the engine does not take, and where there is too little memory.
+        """
+        own = self._contexts.get(_key(shapes))
+        if own is None and self._capturing:
+            context = self._loaded.new_context(graphs=self._asked_for_graphs)
+            self._set_shapes(context, shapes)
+            own = self._adopt(context, shapes)
+            while len(self._contexts) > _MOST_CONTEXTS:
+                self._contexts.popitem(last=False)[1].close()
+        elif own is None:  # the one context there is, with other shapes
+            _, own = self._contexts.popitem()
+            self._contexts[()] = own  # under no shapes, in case it does not take these
+            self._set_shapes(own.context, shapes)
+            del self._contexts[()]
+            self._contexts[_key(shapes)] = own
+        self._contexts.move_to_end(_key(shapes))
+        return {name: tuple(own.context.get_tensor_shape(name)) for name in self.outputs}
+
+    def run(self) -> None:
+        """Queue one run, over what the inputs' buffers hold, with the shapes that were prepared last.
 
         Raises UserError where TensorRT refuses.
         """
-        if self._shapes != shapes:  # the first of these: TensorRT may still upload what depends on them
-            self._enqueue()
-            self._shapes = dict(shapes)
-            return
-        if self._graph is None and self._graphs and self.no_graph is None:
+        own = next(reversed(self._contexts.values()))
+        # The first run of some shapes is a plain one: TensorRT may still upload what depends on them.
+        if own.graph is None and own.runs and self._capturing and self.no_graph is None:
             try:
-                self._graph = self._cuda.capture(self._stream, self._enqueue)
+                own.graph = self._cuda.capture(self._stream, lambda: self._enqueue(own))
             except (CudaError, UserError) as error:
                 self.no_graph, self.failed = " ".join(str(error).split()), False
-        if self._graph is None:
-            self._enqueue()
+        if own.graph is None:
+            self._enqueue(own)
         else:
-            self._graph.launch(self._stream)
+            own.graph.launch(self._stream)
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
+    def _enqueue(self, own: _Context) -> None:
+        if not own.context.execute_async_v3(self._stream.handle):
             self.failed = True
             raise UserError(f"{self._loaded.name} did not run (TensorRT's own messages are above); "
                             f"{self._loaded.advice}")
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        own.runs += 1
 
     def close(self) -> None:
         """Free everything, once the stream has nothing to do any more. Twice is fine."""
-        self._drop_graph()
-        self._context = None  # before its buffers
+        while self._contexts:  # before their buffers
+            self._contexts.popitem()[1].close()
         self._stack.close()
+
+
+def _key(shapes: Shapes) -> tuple:
+    return tuple(sorted(shapes.items()))

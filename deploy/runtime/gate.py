@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class ClosedError(RuntimeError):
+    """Who came too late."""
+
+
 class Gate:
     """Open from the start. what: names what it leads to, for the error of those who come too late."""
 
@@ -18,10 +22,10 @@ class Gate:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Be inside for the length of a block. Raises RuntimeError where it is closed."""
+        """Be inside for the length of a block. Raises ClosedError where it is closed."""
         with self._changed:
             if not self._open:
-                raise RuntimeError(f"{self._what} is closed")
+                raise ClosedError(f"{self._what} is closed")
             self._inside += 1
         try:
             yield

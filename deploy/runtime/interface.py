@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from talent.errors import UserError
 TOKENS = "tokens"
 IMAGE = "image"
 LOGITS = "logits"
+_AGAIN = "encode the sentence again, with this segmenter"
 MOST_EXPRESSIONS = 64
 """Pictures or expressions that the ONNX files take at once."""
 
@@ -59,3 +60,29 @@ def check_graphs(where: str, *, text_inputs: Mapping[str, object], text_outputs:
     if unused := set(text_outputs) - set(wanted):
         names = ", ".join(sorted(unused))
         raise UserError(f"{where}: text makes prompt tensors that vision does not take: {names}; {again}")
+
+
+def rows(prompt: Mapping[str, np.ndarray]) -> int:
+    """Expressions that prompt tensors are of. Raises UserError where they differ."""
+    counts = {len(tensor) for tensor in prompt.values()}
+    if len(counts) != 1:
+        raise UserError(f"expected prompt tensors of as many expressions each, received {sorted(counts)}; {_AGAIN}")
+    return counts.pop()
+
+
+def check_prompt(prompt: Mapping[str, np.ndarray], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError unless prompt tensors have these names, and these shapes behind their first dimension."""
+    received = {name: tuple(tensor.shape[1:]) for name, tensor in prompt.items()}
+    if received != {name: tuple(shape) for name, shape in wanted.items()}:
+        raise UserError(f"expected prompt tensors {_listed(wanted)} of each expression, received {_listed(received)}: "
+                        f"the prompt was made with another bundle; {_AGAIN}")
+
+
+def check_alike(prompts: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Raise UserError unless all of these have the names and shapes of the first."""
+    for prompt in prompts[1:]:
+        check_prompt(prompt, {name: tensor.shape[1:] for name, tensor in prompts[0].items()})
+
+
+def _listed(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())) or "none"

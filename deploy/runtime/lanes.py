@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import numpy as np
 
 from deploy.runtime.cuda import CudaDevice, CudaError
 from deploy.runtime.device_array import DevicePicture, device_picture, is_device_array
-from deploy.runtime.execution import Execution, LoadedEngine
-from deploy.runtime.interface import IMAGE, LOGITS, TOKENS
+from deploy.runtime.execution import Execution
+from deploy.runtime.interface import IMAGE, LOGITS, TOKENS, check_prompt, rows
+from deploy.runtime.loaded_engine import LoadedEngine
 from deploy.runtime.picture_kernels import TOTALS, PictureKernels
 from talent.errors import UserError
 from talent.image import Letterbox
@@ -40,7 +42,7 @@ class Answers:
 
 
 class Lane:
-    """A stream, an execution context of both engines (made when they are first needed) and buffers for the host's side.
+    """A stream, both engines ready to run on it, and buffers for the host's side.
 
     One caller at a time, who is in the device's context. The prompt tensors stay on the GPU: only those that are other
     ones than at the call before are copied there.
@@ -48,15 +50,22 @@ class Lane:
 
     def __init__(self, cuda: CudaDevice, text: LoadedEngine, vision: LoadedEngine, *, graphs: bool,
                  kernels: PictureKernels | None) -> None:
-        self._cuda, self._kernels = cuda, kernels
-        self._engines, self._graphs = {"text": text, "vision": vision}, graphs
-        self._stack = contextlib.ExitStack()
-        self._executions: dict[str, Execution] = {}
+        self._cuda, self._kernels, self._vision_engine = cuda, kernels, vision
         self._pieces: dict[str, tuple[int, _Memory]] = {}
         self._placed: dict[int, Tensors] = {}  # by row of the prompt tensors: whose values lie there
-        self._stream = cuda.stream()
-        self._stack.callback(self._stream.close)
-        self.notes: dict[str, None] = {}
+        with contextlib.ExitStack() as stack:
+            self._stream = cuda.stream()
+            stack.callback(self._stream.close)
+            self._text = Execution(text, cuda, self._stream, graphs=False)  # it runs once for many frames
+            stack.callback(self._text.close)
+            self._vision = Execution(vision, cuda, self._stream, graphs=graphs)
+            stack.callback(self._vision.close)
+            self._stack = stack.pop_all()
+
+    @property
+    def note(self) -> str | None:
+        """What is slower than it could be."""
+        return self._vision.no_graph and f"no CUDA graph: {self._vision.no_graph}"
 
     def holds(self, prompts: Sequence[Tensors]) -> bool:
         """Whether these are the prompts that lie on the GPU."""
@@ -65,25 +74,23 @@ class Lane:
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
-        text = self._execution("text")
-        shapes = {TOKENS: tokens.shape}
-        text.prepare(shapes)
-        self._copy_in(text, TOKENS, tokens)
-        text.run(shapes)
-        outputs = {name: np.empty(text.shape(name), text.dtypes[name]) for name in text.outputs}
+        shapes = self._text.prepare({TOKENS: tokens.shape})
+        self._copy_in(self._text, TOKENS, tokens)
+        self._text.run()
+        outputs = {name: np.empty(shape, self._text.dtypes[name]) for name, shape in shapes.items()}
         for name, output in outputs.items():
-            self._cuda.copy_to_host(output, text.addresses[name], self._stream)
-        self._finish(text)
+            self._cuda.copy_to_host(output, self._text.addresses[name], self._stream)
+        self._stream.synchronise()
         return outputs
 
     def vision(self, image: np.ndarray, prompts: Sequence[Tensors]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
-        vision, shapes = self._prepare(image.shape, prompts)
-        self._copy_in(vision, IMAGE, image)
-        vision.run(shapes)
-        logits = self._pinned("logits", vision.shape(LOGITS), vision.dtypes[LOGITS])
-        self._cuda.copy_to_host(logits, vision.addresses[LOGITS], self._stream)
-        self._finish(vision)
+        shape = self._prepare(image.shape, prompts)
+        self._copy_in(self._vision, IMAGE, image)
+        self._vision.run()
+        logits = self._pinned("logits", shape, self._vision.dtypes[LOGITS])
+        self._cuda.copy_to_host(logits, self._vision.addresses[LOGITS], self._stream)
+        self._stream.synchronise()
         return logits.astype(np.float32)
 
     def answer(self, photo: object, prompts: Sequence[Tensors], *, size: int, threshold: float,
@@ -95,40 +102,40 @@ class Lane:
         if after is not None:
             self._cuda.wait_for(self._stream, after)
         picture = device_picture(photo, self._cuda, self._stream) if is_device_array(photo) else self._upload(photo)
-        vision, shapes = self._prepare((1, 3, size, size), prompts)
+        batch, _, h, w = self._prepare((1, 3, size, size), prompts)
         letterbox = Letterbox(height=picture.height, width=picture.width, size=size)
-        stream, batch = self._stream.handle, sum(rows(prompt) for prompt in prompts)
-        self._kernels.to_input(picture, output=vision.addresses[IMAGE], size=size, dtype=vision.dtypes[IMAGE],
-                               stream=stream)
-        vision.run(shapes)
-        _, _, h, w = vision.shape(LOGITS)
+        image, source, stream = self._vision.addresses[IMAGE], self._vision.addresses[LOGITS], self._stream.handle
+        self._kernels.to_input(picture, output=image, size=size, dtype=self._vision.dtypes[IMAGE], stream=stream)
+        self._vision.run()
         masks = self._pinned("masks", (batch, letterbox.height, letterbox.width), np.dtype(np.uint8))
         totals = self._pinned("totals", (batch,), TOTALS)
-        logits = self._pinned("logits", (batch, h, w), vision.dtypes[LOGITS])
+        logits = self._pinned("logits", (batch, h, w), self._vision.dtypes[LOGITS])
         masks_on_gpu, totals_on_gpu = self._on_gpu("masks", masks.nbytes), self._on_gpu("totals", totals.nbytes)
-        self._kernels.to_masks(vision.addresses[LOGITS], dtype=logits.dtype, shape=(batch, h, w), letterbox=letterbox,
+        self._kernels.to_masks(source, dtype=logits.dtype, shape=(batch, h, w), letterbox=letterbox,
                                threshold=threshold, masks=masks_on_gpu, totals=totals_on_gpu, stream=stream)
-        for target, address in ((masks, masks_on_gpu), (totals, totals_on_gpu), (logits, vision.addresses[LOGITS])):
+        for target, address in ((masks, masks_on_gpu), (totals, totals_on_gpu), (logits, source)):
             self._cuda.copy_to_host(target, address, self._stream)
-        self._finish(vision)
+        self._stream.synchronise()
         return Answers(masks=masks.copy().view(np.bool_), logits=logits.astype(np.float32), totals=totals.copy(),
                        letterbox=letterbox)
 
-    def _prepare(self, image: tuple[int, ...], prompts: Sequence[Tensors]) -> tuple[Execution, dict]:
-        """The vision engine for these shapes, with the prompts in their buffers."""
-        vision, batch = self._execution("vision"), sum(rows(prompt) for prompt in prompts)
-        shapes = {IMAGE: image} | {name: (batch, *tensor.shape[1:]) for name, tensor in prompts[0].items()}
-        vision.prepare(shapes)
+    def _prepare(self, image: tuple[int, ...], prompts: Sequence[Tensors]) -> tuple[int, ...]:
+        """The vision engine for these shapes, with the prompts in their buffers; the shape of its logits."""
+        batch = sum(rows(prompt) for prompt in prompts)
+        wanted = {name: self._vision_engine.shape(name)[1:] for name in self._vision.inputs if name != IMAGE}
+        shape = self._vision.prepare({IMAGE: image} | {name: (batch, *own) for name, own in wanted.items()})[LOGITS]
         row, before, placed = 0, self._placed, {}
         self._placed = {}  # until all of it is known to be right
         for prompt in prompts:
             if before.get(row) is not prompt:
-                for name, tensor in prompt.items():
-                    self._copy_in(vision, name, tensor, offset=row * (tensor.nbytes // len(tensor)))
+                check_prompt(prompt, wanted)
+                for name, own in wanted.items():
+                    offset = row * math.prod(own) * self._vision.dtypes[name].itemsize
+                    self._copy_in(self._vision, name, prompt[name], offset=offset)
             placed[row] = prompt
             row += rows(prompt)
         self._placed = placed
-        return vision, shapes
+        return shape
 
     def _upload(self, photo: np.ndarray) -> DevicePicture:
         height, width, channels = photo.shape
@@ -138,14 +145,6 @@ class Lane:
         self._cuda.copy_to_device(address, staged, self._stream)
         return DevicePicture(address=address, height=height, width=width, stride=width * channels, channels=channels,
                              keep=None, device=self._cuda.index)
-
-    def _execution(self, graph: str) -> Execution:
-        if graph not in self._executions:
-            graphs = self._graphs and graph == "vision"  # text runs once for many frames
-            execution = Execution(self._engines[graph], self._cuda, self._stream, graphs=graphs)
-            self._executions[graph] = execution
-            self._stack.callback(execution.close)
-        return self._executions[graph]
 
     def _copy_in(self, execution: Execution, name: str, array: np.ndarray, *, offset: int = 0) -> None:
         staged = self._pinned(f"{name} {offset}", array.shape, execution.dtypes[name])
@@ -164,17 +163,12 @@ class Lane:
     def _piece(self, use: str, nbytes: int, make: Callable[[], Piece]) -> Piece:
         """One that is large enough: the one of the call before, or a larger one in its place."""
         size, piece = self._pieces.pop(use, (0, None))
-        if size < nbytes:
+        if piece is None or size < nbytes:
             if piece is not None:
                 piece.close()
             size, piece = nbytes, make()
         self._pieces[use] = size, piece
         return piece
-
-    def _finish(self, execution: Execution) -> None:
-        self._stream.synchronise()
-        if execution.no_graph is not None:
-            self.notes[f"no CUDA graph: {execution.no_graph}"] = None
 
     def settle(self) -> bool:
         """Wait for what is queued, after an error; whether the lane can be used again."""
@@ -182,7 +176,7 @@ class Lane:
             self._stream.synchronise()
         except CudaError:
             return False
-        return not any(execution.failed for execution in self._executions.values())
+        return not (self._text.failed or self._vision.failed)
 
     def close(self) -> None:
         """Free everything, when nothing is queued any more. Twice is fine."""
@@ -193,11 +187,17 @@ class Lane:
 
 
 class Lanes:
-    """Every caller gets a lane of its own: one that is free, or a new one. make: makes one."""
+    """Every caller gets a lane of its own: one that is free, or a new one. make: makes one; the first at once.
+
+    Where the GPU has no room for another one, callers wait until one is free. Raises UserError as `make` for the first.
+    """
 
     def __init__(self, make: Callable[[], Lane]) -> None:
-        self._make, self._lock = make, threading.Lock()
-        self._free: list[Lane] = []
+        self._make = make
+        self._changed = threading.Condition()
+        self._free: list[Lane] = [make()]
+        self._count = 1
+        self._no_room: str | None = None
 
     @contextlib.contextmanager
     def lane(self, prompts: Sequence[Tensors] = ()) -> Iterator[Lane]:
@@ -205,42 +205,62 @@ class Lanes:
 
         One in which TensorRT or CUDA failed is closed, and the next caller gets a new one.
         """
-        with self._lock:
-            free = next((lane for lane in self._free if lane.holds(prompts)), None) or (self._free or [None])[-1]
-            if free is not None:
-                self._free.remove(free)
-        lane = free or self._make()
+        lane = self._take(prompts)
         try:
             yield lane
         except BaseException:
             if lane.settle():
                 self._put_back(lane)
             else:
-                with contextlib.suppress(CudaError):  # the error that is raised already is the one to tell
-                    lane.close()
+                self._give_up(lane)
             raise
         self._put_back(lane)
 
+    def _take(self, prompts: Sequence[Tensors]) -> Lane:
+        with self._changed:
+            while True:
+                if self._free:
+                    lane = next((lane for lane in self._free if lane.holds(prompts)), self._free[-1])
+                    self._free.remove(lane)
+                    return lane
+                if self._no_room is None or self._count == 0:
+                    break
+                self._changed.wait()
+            self._count += 1
+        try:
+            return self._make()
+        except BaseException as error:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+                if not isinstance(error, UserError) or self._count == 0:
+                    raise
+                self._no_room = " ".join(str(error).split())
+        return self._take(prompts)
+
     def _put_back(self, lane: Lane) -> None:
-        with self._lock:
+        with self._changed:
             self._free.append(lane)
+            self._changed.notify()
+
+    def _give_up(self, lane: Lane) -> None:
+        with contextlib.suppress(CudaError):  # the error that is raised already is the one to tell
+            lane.close()
+        with self._changed:
+            self._count -= 1
+            self._no_room = None  # there is some now
+            self._changed.notify_all()
 
     def notes(self) -> list[str]:
-        """What the lanes have to tell."""
-        with self._lock:
-            return sorted({note for lane in self._free for note in lane.notes})
+        """What is slower than it could be."""
+        with self._changed:
+            notes = {lane.note for lane in self._free if lane.note}
+            if self._no_room is not None:
+                notes.add(f"no more than {self._count} callers at once: {self._no_room}")
+        return sorted(notes)
 
     def close(self) -> None:
         """Close all of them, when no caller is inside any more."""
-        with self._lock:
+        with self._changed:
             while self._free:
                 self._free.pop().close()
-
-
-def rows(prompt: Tensors) -> int:
-    """Expressions that prompt tensors are of. Raises UserError where they differ."""
-    counts = {len(tensor) for tensor in prompt.values()}
-    if len(counts) != 1:
-        raise UserError(f"expected prompt tensors of as many expressions each, received {sorted(counts)}; encode the "
-                        "sentence again")
-    return counts.pop()

@@ -52,11 +52,11 @@ class OnnxRuntimeBackend:
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
-        return dict(zip(self._prompt_names, self._text.run(self._prompt_names, {TOKENS: tokens}), strict=True))
+        return dict(zip(self._prompt_names, _run(self._text, self._prompt_names, {TOKENS: tokens}), strict=True))
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
-        logits, = self._vision.run([LOGITS], {IMAGE: image, **prompt})
+        logits, = _run(self._vision, [LOGITS], {IMAGE: image, **prompt})
         return logits.astype(np.float32, copy=False)
 
     def notes(self) -> tuple[str, ...]:
@@ -69,3 +69,12 @@ class OnnxRuntimeBackend:
 
 def _types(values) -> dict[str, str]:
     return {value.name: value.type for value in values}
+
+
+def _run(session, outputs: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        return session.run(outputs, inputs)
+    except Exception as error:  # as in `_session`; of the wrong names it says ValueError
+        shapes = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in inputs.items())
+        raise UserError(f"ONNX Runtime did not run, given {shapes}: {' '.join(str(error).split())}; prompt tensors "
+                        "must be of this bundle: encode the sentence again, with this segmenter") from error

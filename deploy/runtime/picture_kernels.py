@@ -70,5 +70,6 @@ def summary(totals: np.void, letterbox: Letterbox) -> tuple[tuple[int, int, int,
 
 def _check(error: bytes | None) -> None:
     if error:
-        raise UserError(f"a kernel for pictures failed: {error.decode()}; libtalent_kernels.so must be built for this "
-                        "GPU and driver (make plugin); an empty directory in $TALENT_EDGE_LIBRARIES does without it")
+        raise UserError(f"a kernel for pictures failed: {error.decode()}; where that is not about the picture, build "
+                        "libtalent_kernels.so for this GPU and driver (make plugin), or do without: an empty directory "
+                        "in $TALENT_EDGE_LIBRARIES")

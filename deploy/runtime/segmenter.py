@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.runtime.device_array import is_device_array
-from deploy.runtime.gate import Gate
+from deploy.runtime.gate import ClosedError, Gate
 from deploy.runtime.gpu import gpu_architecture
-from deploy.runtime.interface import Backend
+from deploy.runtime.interface import Backend, check_alike
 from deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from deploy.runtime.picture_kernels import summary
 from deploy.runtime.recent import Recent
@@ -70,7 +71,8 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class SegmenterStats:
-    """What a segmenter has done. frames: pictures that the vision graph saw, expressions: masks it was asked for.
+    """What a segmenter has done. frames: pictures that the vision graph saw (again for each group of expressions that
+    go together), expressions: masks it was asked for.
 
     prompt_hits, prompt_misses: sentences that were encoded already, and that had to be. notes: what is slower here than
     it could be, and why.
@@ -122,7 +124,9 @@ class Segmenter:
         self._prompts: Recent[Mapping[str, np.ndarray]] = Recent(prompts)
         self._counting = threading.Lock()
         self._frames = self._expressions = 0
+        self._notes: tuple[str, ...] = ()  # of a backend that is closed
         self._backend: Backend | None = self._open(backend, device, threads, cuda_graphs)
+        self._free = weakref.finalize(self, self._backend.close)  # also where nobody closes it
 
     def _open(self, backend: str, device: int, threads: int | None, graphs: bool) -> Backend:
         if backend in RUNTIMES:
@@ -168,6 +172,10 @@ class Segmenter:
             return self._infer(tensor, prompt)
 
     def _infer(self, tensor: np.ndarray, prompt: Prompt) -> np.ndarray:
+        expected, received = (3, *[self.bundle.image_size] * 2), (tensor.dtype, tensor.shape[1:])
+        if received != (np.float32, expected):
+            raise UserError(f"expected the network's input as float32 [B, {', '.join(map(str, expected))}], received "
+                            f"{tensor.dtype} {list(tensor.shape)}; `preprocess` makes it of a picture")
         logits = self.backend.vision(tensor, prompt.tensors)
         self._count(frames=len(tensor), expressions=len(logits))
         return logits
@@ -185,8 +193,8 @@ class Segmenter:
         mask, box, score = mask_on_photo(own, letterbox, self.threshold)
         return Segmentation(mask=mask, box=box, score=score, logits=own, letterbox=letterbox)
 
-    def segment(self, image: Any, prompt: Prompt, *, stream: Any = None) -> Segmentation:
-        """One photo and an encoded sentence -> the answer.
+    def segment(self, image: Any, prompt: Prompt | str, *, stream: Any = None) -> Segmentation:
+        """One photo and a sentence, encoded or not -> the answer.
 
         image: as `preprocess` takes it, or, with a TensorRT, uint8 [H, W, 3] RGB that lies on its GPU, in an array with
         `__cuda_array_interface__` or DLPack (pycuda, CuPy, torch), which is not copied to the host. stream: a CUDA
@@ -194,7 +202,7 @@ class Segmenter:
         With a TensorRT and libtalent_kernels.so all of it happens on the GPU, else `preprocess`, `infer`,
         `postprocess`. Raises UserError for what it cannot take.
         """
-        return self._segment(image, [prompt], stream)[0]
+        return self._segment(image, [self._encoded(prompt)], stream)[0]
 
     def segment_many(self, image: Any, prompts: Sequence[Prompt | str], *, stream: Any = None) -> list[Segmentation]:
         """Several sentences about one photo: what does not depend on the words is computed once for all of them.
@@ -205,8 +213,15 @@ class Segmenter:
         if isinstance(prompts, str) or not len(prompts):
             raise UserError("expected a list of prompts or sentences, at least one, received "
                             + (f"the sentence {prompts!r}" if prompts else "none"))
-        encoded = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        return self._segment(image, encoded, stream)
+        return self._segment(image, [self._encoded(prompt) for prompt in prompts], stream)
+
+    def _encoded(self, prompt: Prompt | str) -> Prompt:
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        if not isinstance(prompt, Prompt):
+            raise UserError(f"expected a sentence, or a prompt that `encode` made of one, received "
+                            f"{type(prompt).__name__}")
+        return prompt
 
     def _segment(self, image: Any, prompts: Sequence[Prompt], stream: Any) -> list[Segmentation]:
         with self._gate.inside():
@@ -236,10 +251,14 @@ class Segmenter:
     def _host_array(self, image: Any) -> np.ndarray:
         """A picture in any of the forms that `preprocess` takes, as uint8 [H, W, 3]. Raises UserError for others."""
         if isinstance(image, (str, Path)):
-            return read_image(image)
-        if type(image).__module__.startswith("PIL."):
-            return np.asarray(image.convert("RGB"))
-        if is_device_array(image):
+            image = read_image(image)
+        elif type(image).__module__.startswith("PIL."):
+            try:
+                image = np.asarray(image.convert("RGB"))
+            except (OSError, ValueError) as error:  # a file that was cut short, or closed, is noticed now
+                raise UserError(f"expected a PIL image that can be read, received one that cannot: {error}; load it "
+                                "whole, and before its file is closed") from error
+        elif is_device_array(image):
             where = (f"the backend {self.backend.name} takes pictures on the host"
                      if self.backend.name == OnnxRuntimeBackend.name else
                      f"pictures on the GPU need libtalent_kernels.so, which was not found: {BUILD}")
@@ -278,7 +297,11 @@ class Segmenter:
 
     def stats(self) -> SegmenterStats:
         """What this segmenter has done so far."""
-        notes = self._backend.notes() if self._backend is not None else ()
+        try:
+            with self._gate.inside():
+                notes = self.backend.notes()
+        except ClosedError:
+            notes = self._notes
         with self._counting:
             return SegmenterStats(frames=self._frames, expressions=self._expressions, prompt_hits=self._prompts.hits,
                                   prompt_misses=self._prompts.misses, notes=notes)
@@ -291,8 +314,8 @@ class Segmenter:
         """Free the backend, once the calls under way are done; later ones raise RuntimeError. Twice is fine."""
         self._gate.close()
         if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+            self._notes, self._backend = self._backend.notes(), None
+        self._free()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -302,8 +325,9 @@ class Segmenter:
 
 
 def _together(prompts: Sequence[Prompt]) -> Prompt:
-    """Prompts of one expression each as one of all of them."""
+    """Prompts of one expression each as one of all of them. Raises UserError where they are not of one bundle."""
     if len(prompts) == 1:
         return prompts[0]
+    check_alike([prompt.tensors for prompt in prompts])
     tensors = {name: np.concatenate([prompt.tensors[name] for prompt in prompts]) for name in prompts[0].tensors}
     return Prompt(sentence="; ".join(prompt.sentence for prompt in prompts), tensors=tensors)

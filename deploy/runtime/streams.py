@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from talent.errors import UserError
@@ -14,12 +15,15 @@ def stream_handle(stream: Any) -> int:
 
     A number is taken as it is (0: the default stream). Raises UserError for anything else.
     """
-    if isinstance(stream, int) and not isinstance(stream, bool):
-        return stream
-    if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
     for attribute in _ATTRIBUTES:
-        if isinstance(value := getattr(stream, attribute, None), int):
-            return value
-    raise UserError("expected a CUDA stream: the number of a cudaStream_t, or a stream of torch, pycuda or CuPy; "
-                    f"received {type(stream).__name__}")
+        stream = getattr(stream, attribute, stream)
+    if hasattr(stream, "__cuda_stream__"):
+        stream = stream.__cuda_stream__()[1]
+    try:
+        handle = operator.index(stream)
+    except TypeError:
+        handle = -1
+    if handle < 0 or isinstance(stream, bool):
+        raise UserError("expected a CUDA stream: the number of a cudaStream_t, or a stream of torch, pycuda or CuPy; "
+                        f"received {stream!r}")
+    return handle

@@ -12,11 +12,11 @@ import numpy as np
 
 from deploy import plugin
 from deploy.bundle import GRAPHS, Bundle, EngineRecord
-from deploy.runtime.cuda import open_device
-from deploy.runtime.execution import LoadedEngine
+from deploy.runtime.cuda import CudaError, open_device
 from deploy.runtime.gpu import gpu_architecture
 from deploy.runtime.interface import check_graphs
 from deploy.runtime.lanes import Answers, Lane, Lanes
+from deploy.runtime.loaded_engine import LoadedEngine
 from deploy.runtime.picture_kernels import installed_kernels
 from deploy.targets import build_advice, build_command
 from talent.errors import UserError
@@ -33,7 +33,8 @@ class TensorRTBackend:
     execution context of its own. graphs: replay the vision engine as a CUDA graph while its shapes stay the same.
     Raises UserError, before any engine is read, when there is no GPU or driver, when the package is missing, when the
     bundle has no engine for this package, version and GPU, or when an engine needs the plugin for RCA and that is
-    missing or does not load; afterwards when an engine does not load.
+    missing or does not load; afterwards when an engine does not load or the GPU has no room for it. Every method raises
+    UserError where CUDA or TensorRT fails.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: str, device: int = 0, graphs: bool = True) -> None:
@@ -58,7 +59,7 @@ class TensorRTBackend:
         self._cuda = open_device(device)
         self._stack.callback(self._cuda.close)
         try:
-            with self._cuda.current():
+            with self._in_context():
                 text, vision = (load_engine(path, runtime=runtime, advice=advice) for path in paths)
                 check_graphs(str(paths[0].parent), **_interface("text", text.engine),
                              **_interface("vision", vision.engine))
@@ -77,6 +78,17 @@ class TensorRTBackend:
                             + build_advice(bundle.directory, runtime=self.name, arch=architecture))
         return engine
 
+    @contextlib.contextmanager
+    def _in_context(self) -> Iterator[None]:
+        """In the GPU's primary context; its errors as UserError."""
+        try:
+            with self._cuda.current():
+                yield
+        except CudaError as error:
+            raise UserError(f"GPU {self._cuda.index} failed: {error}; nvidia-smi and the system's log (dmesg) say more; "
+                            "after an error of a kernel this process cannot use the GPU any more: start it again"
+                            ) from error
+
     @property
     def takes_pictures(self) -> bool:
         """Whether `answer` can be called: with the kernels for pictures, which libtalent_kernels.so has."""
@@ -84,19 +96,19 @@ class TensorRTBackend:
 
     def text(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         """int64 [B, L] -> the prompt tensors by name."""
-        with self._cuda.current(), self._lanes.lane() as lane:
+        with self._in_context(), self._lanes.lane() as lane:
             return lane.text(tokens)
 
     def vision(self, image: np.ndarray, prompt: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B or 1, 3, S, S] and the prompt tensors of B expressions -> logits float32 [B, 1, h, w]."""
-        with self._cuda.current(), self._lanes.lane([prompt]) as lane:
+        with self._in_context(), self._lanes.lane([prompt]) as lane:
             return lane.vision(image, [prompt])
 
     def answer(self, photo: object, prompts: Sequence[Mapping[str, np.ndarray]], threshold: float, *,
                after: int | None = None) -> Answers:
         """A photo (uint8 [H, W, 3] RGB, on the host or on this GPU) and prompts of B expressions together -> masks,
         all of it on the GPU. after: a cudaStream_t whose work so far comes first."""
-        with self._cuda.current(), self._lanes.lane(prompts) as lane:
+        with self._in_context(), self._lanes.lane(prompts) as lane:
             return lane.answer(photo, prompts, size=self._image_size, threshold=threshold, after=after)
 
     def notes(self) -> tuple[str, ...]:

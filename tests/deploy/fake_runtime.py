@@ -21,6 +21,7 @@ from tests.native_build import ROOT
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 BATCH = 4  # the largest that the engines take
+SCRATCH = 640  # bytes that an execution context needs
 KERNELS = "libtalent_kernels.so"
 
 
@@ -30,7 +31,7 @@ def compile_pictures(directory: Path, cuda: Path) -> Path:
         pytest.skip("needs g++, which is not installed here")
     cpp = ROOT / "deploy" / "cpp"
     sources = [Path(__file__).with_name("stand_in_pictures.cpp"), cpp / "src" / "image.cpp",
-               cpp / "src" / "photo_mask.cpp"]
+               cpp / "src" / "photo_mask.cpp", ROOT / "deploy" / "csrc" / "picture_launch.cpp"]
     folders = [f"-I{folder}" for folder in (cpp / "include", ROOT / "deploy" / "csrc")]
     subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", *folders, *map(str, sources), str(cuda), "-o",
                     str(directory / KERNELS)], check=True)
@@ -41,22 +42,29 @@ class FakeRuntime:
     """What Polygraphy would give, for `deploy.runtime.tensorrt.polygraphy_for`, and the package `tensorrt`.
 
     batch: the largest that the engines take. events: what was loaded, in order. engines: by graph. refuse_runs: how
-    many of the next runs TensorRT refuses.
+    many of the next runs TensorRT refuses. most_contexts: that the GPU has room for, of each engine.
     """
 
     def __init__(self, cuda: StandInCuda) -> None:
         self.cuda, self.batch = cuda, BATCH
         self.events: list[str] = []
         self.engines: dict[str, Engine] = {}
-        self.refuse_runs = 0
+        self.configs: list[RuntimeConfig] = []
+        self.refuse_runs, self.most_contexts = 0, None
         self.package = SimpleNamespace(__version__="10.3.0", __spec__=SimpleNamespace(),
-                                       nptype=lambda dtype: dtype.type)
+                                       nptype=lambda dtype: dtype.type,
+                                       ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user's"))
 
     def engine_from_path(self, path: str) -> Engine:
         graph = Path(path).stem
         self.events.append(graph)
         self.engines[graph] = Engine(self, Path(path))
         return self.engines[graph]
+
+    def as_rtx(self) -> list[RuntimeConfig]:
+        """Have TensorRT-RTX's own calls from now on; the configurations that engines make."""
+        self.package.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="disabled")
+        return self.configs
 
     def get_trt_logger(self) -> str:
         return "Polygraphy's logger"
@@ -74,6 +82,7 @@ class Engine:
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.tensors = self.inputs | {value.name: value for value in self.session.get_outputs()}
         self.contexts: list[Context] = []
+        self.device_memory_size_v2 = SCRATCH
         self.num_io_tensors = len(self.tensors)
 
     def get_tensor_name(self, index: int) -> str:
@@ -95,7 +104,14 @@ class Engine:
         largest = tuple(sizes.get(size, size) for size in self.tensors[name].shape)
         return [(1, *largest[1:]), (1, *largest[1:]), largest]
 
-    def create_execution_context(self) -> Context:
+    def create_runtime_config(self) -> RuntimeConfig:
+        self.runtime.configs.append(RuntimeConfig())
+        return self.runtime.configs[-1]
+
+    def create_execution_context(self, strategy: object) -> Context | None:
+        assert strategy == "user's" or strategy in self.runtime.configs
+        if self.runtime.most_contexts is not None and len(self.contexts) >= self.runtime.most_contexts:
+            return None  # too little memory
         self.contexts.append(Context(self))
         return self.contexts[-1]
 
@@ -109,6 +125,21 @@ class Engine:
         return dict(zip(names, self.session.run(names, feeds), strict=True))
 
 
+class RuntimeConfig:
+    """TensorRT-RTX's IRuntimeConfig."""
+
+    cuda_graph_strategy = strategy = cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeConfig:
+        return self
+
+    def set_runtime_cache(self, cache: RuntimeConfig) -> None:
+        self.cache = cache
+
+
 class Context:
     """For one caller at a time: two at once fail the test."""
 
@@ -118,6 +149,11 @@ class Context:
         self._addresses: dict[str, int] = {}
         self._inside = threading.Lock()
         self.runs = 0
+        self._scratch: int | None = None
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size == SCRATCH
+        self._scratch = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
@@ -146,8 +182,10 @@ class Context:
             self.runs += 1
             shapes, addresses = dict(self._shapes), dict(self._addresses)
             assert set(addresses) == set(self._engine.tensors), "a tensor without an address"
+            assert self._scratch, "no scratch memory was given"
 
             def work() -> None:
+                runtime.cuda.view(self._scratch, (SCRATCH,), np.uint8)[...] = 7  # it is there, and as large
                 feeds = {name: runtime.cuda.view(addresses[name], shape, TYPES[self._engine.inputs[name].type])
                          for name, shape in shapes.items()}
                 for name, value in self._engine.run(feeds).items():

@@ -35,6 +35,10 @@ const char* talent_picture_to_input(const void* pixels, int64_t width, int64_t h
   if (type != 0) {
     return "this stand-in writes float32 only";
   }
+  if (const char* wrong = talent::picture_input_error(
+          {pixels, width, height, stride, talent::PictureFormat{format}, output, size, talent::PictureType{type}})) {
+    return wrong;
+  }
   const talent::PhotoView photo = {static_cast<const uint8_t*>(pixels), static_cast<int>(width),
                                    static_cast<int>(height), stride, talent::PixelFormat{format}};
   return queue(stream, [=] { talent::preprocess(photo, static_cast<int>(size), static_cast<float*>(output)); });

@@ -71,7 +71,7 @@ def test_gstreamer(run, gstreamer):
 
 def test_gstreamer_says_what_failed(run, gstreamer):
     *_, last = run("appsink.py", "r", "filesrc location=no-such-file ! decodebin", code=1, **gstreamer)
-    assert last.startswith("GStreamer: ") and "no-such-file" in last or "Resource not found" in last
+    assert last.startswith("GStreamer: ") and ("no-such-file" in last or "Resource not found" in last)
 
 
 def test_ros_without_ros(run, tmp_path, picture):

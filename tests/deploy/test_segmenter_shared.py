@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploy import Segmenter
-from deploy.runtime.segmenter import Segmentation
+from deploy.runtime.segmenter import Prompt, Segmentation
 from talent.errors import UserError
 
 SENTENCES = ("r", "g", "b")
@@ -163,3 +163,37 @@ def test_a_precision_that_was_asked_for(toy_bundle):
         Segmenter(toy_bundle, "onnxruntime", precision=other)
     with pytest.raises(UserError, match="unknown precision 'int4'"):
         Segmenter(toy_bundle, "onnxruntime", precision="int4")
+
+
+def test_a_prompt_of_another_bundle_is_refused(segmenter, picture):
+    wanted, bias = segmenter("r", picture), segmenter.encode("r").tensors["bias"]
+    for strange in ({"bias": bias}, {"bias": bias, "colour": bias}, {"bias": bias, "colour": bias, "more": bias}):
+        for prompts in ([Prompt("strange", strange)], [segmenter.encode("g"), Prompt("strange", strange)]):
+            with pytest.raises(UserError, match="encode the sentence again, with this segmenter"):
+                segmenter.segment_many(picture, prompts)
+    assert _same(segmenter("r", picture), wanted)
+
+
+def test_a_sentence_may_stand_for_its_prompt_and_nothing_else(segmenter, picture):
+    assert _same(segmenter.segment(picture, "r"), segmenter("r", picture))
+    with pytest.raises(UserError, match="expected a sentence, or a prompt .* received NoneType"):
+        segmenter.segment(picture, None)
+    with pytest.raises(UserError, match=r"float32 \[B, 3, 64, 64\], received float64 \[1, 3, 64, 64\]"):
+        segmenter.infer(np.zeros((1, 3, 64, 64)), segmenter.encode("r"))
+
+
+def test_a_pil_image_that_cannot_be_read(segmenter, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    closed = Image.open(tmp_path / "cut.jpg")
+    closed.close()
+    for image in (Image.open(tmp_path / "cut.jpg"), closed):
+        with pytest.raises(UserError, match="expected a PIL image that can be read"):
+            segmenter("r", image)
+
+
+def test_stats_outlive_the_segmenter(segmenter, picture):
+    segmenter("r", picture)
+    stats = segmenter.stats()
+    segmenter.close()
+    assert segmenter.stats() == stats and stats.frames == 1
