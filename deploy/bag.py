@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.bundle import PRECISIONS
 from deploy.ros.bags import BagReader, BagWriter, check_output, open_bag, write_bag
 from deploy.ros.health import Health
 from deploy.ros.messages import bag_messages
@@ -48,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
                                                         "(default: the bundle's)")
     parser.add_argument("--backend", choices=BACKENDS, default="auto",
                         help="what runs the network (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="refuse a bundle that is in another one")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: %(default)s)")
+    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
+                        help="start the engine's kernels one by one")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for onnxruntime (default: one per core)")
     return parser
 
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.sentence.strip() and not arguments.prompt_topic:
         raise UserError('expected a sentence that names an object, or --prompt-topic, received neither; for example '
                         '"the red mug"')
-    namespace = "".join(f"/{part}" for part in arguments.namespace.split("/") if part)
+    namespace = _namespace(arguments.namespace)
     check_output(arguments.output, arguments.bag, force=arguments.force)
     with open_bag(arguments.bag) as bag:
         topic = bag.image_topic(arguments.topic)
@@ -145,8 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             bag.check_text_topic(arguments.prompt_topic)
         copied, left_out = _copied(bag, namespace) if arguments.copy else (set(), {})
         with (write_bag(arguments.output) as out,
-              Segmenter(arguments.bundle, arguments.backend, threads=arguments.threads,
-                        threshold=arguments.threshold) as segmenter):
+              Segmenter(arguments.bundle, arguments.backend, precision=arguments.precision, device=arguments.device,
+                        threads=arguments.threads, threshold=arguments.threshold,
+                        cuda_graphs=arguments.cuda_graphs) as segmenter):
             pipeline = Pipeline(segmenter, sentence=arguments.sentence)
             recorder = Recorder(bag, out, pipeline, topic=topic, prompt_topic=arguments.prompt_topic,
                                 namespace=namespace, overlay=arguments.overlay, copied=copied)
@@ -161,6 +168,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"wrote {arguments.output}: {_counts(pipeline.health, topic)}, "
           f"{pipeline.health.count('answered') / seconds:.1f} per second with {backend}")
     return 0
+
+
+def _namespace(name: str) -> str:
+    """With a slash at its start and none at its end. Raises UserError for one in which ROS allows no topics."""
+    parts = [part for part in name.split("/") if part]
+    for part in parts:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", part):
+            raise UserError(f"--namespace: expected letters of ASCII, digits and _ between the slashes, and no digit "
+                            f"after a slash, such as /robot/eye_2, received {name!r}")
+    return "".join(f"/{part}" for part in parts)
 
 
 def _copied(bag: BagReader, namespace: str) -> tuple[set[str], dict[str, str]]:

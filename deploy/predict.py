@@ -15,8 +15,9 @@ from deploy.runtime.segmenter import BACKENDS, Segmenter
 from deploy.video.frames import DEFAULT_FPS
 from deploy.video.sources import is_picture
 from deploy.video.stream import predict_stream
-from deploy.video.video_file import CODECS
+from deploy.video.video_file import CODECS, is_video_path
 from talent.errors import UserError, command
+from talent.files import check_writable
 from talent.image import check_image_path, overlay, read_image, save_image
 
 EXAMPLE = """\
@@ -138,8 +139,12 @@ def _refuse_stream_options(arguments: argparse.Namespace) -> None:
 
 
 def _check_outputs(output: Path | None, mask: Path | None, image: Path) -> None:
+    if output is not None and is_video_path(output):
+        raise UserError(f"cannot write {output}: {image} was taken for one picture, expected .png or .jpg; of an "
+                        f"animation make a video first: ffmpeg -i {image} in.mp4")
     for path in filter(None, (output, mask)):
         check_image_path(path)
+        check_writable(path)
         if path.resolve() == image.resolve():
             raise UserError(f"will not overwrite the picture {image} with the answer; name another file")
     if mask is not None and mask.suffix.lower() != ".png":

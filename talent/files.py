@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -29,8 +30,23 @@ def check_writable(path: str | Path) -> None:
     _require_parent(path)
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory, expected a file name")
+    if kind := _special(path):
+        raise UserError(f"cannot write {path}: expected a file or a free name, received {kind}, which the new file "
+                        "would replace; name another one and read it when it is written")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write {path}: no permission to write in {path.parent}")
+
+
+def _special(path: Path) -> str:
+    """What is at `path`, where that is neither a file nor nothing; else ""."""
+    try:
+        if path.is_symlink() and os.readlink(path).startswith("/proc/"):  # as /dev/stdout, wherever that leads to
+            return "an open file of a process"
+        mode = path.stat().st_mode
+    except OSError:  # nothing is there
+        return ""
+    kinds = {stat.S_IFREG: "", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _beside(path: Path, what: str = NEW) -> Path:
@@ -47,7 +63,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path` when the block ends well and vanishes when it raises.
 
     The bytes are on the disk before the name is, so a power cut leaves the old file or the new one.
-    Raises UserError when the folder is missing or not writable, or when `path` is a directory.
+    Raises UserError when the folder is missing or not writable, or when `path` is anything but a file.
     """
     check_writable(path)
     path = Path(path)

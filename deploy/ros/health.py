@@ -11,7 +11,8 @@ from enum import IntEnum
 
 import numpy as np
 
-STALE_AFTER = 2.0  # seconds without a picture
+STALE_AFTER = 2.0  # seconds without a picture, or without an answer while pictures come
+HANGS_AFTER = 5.0  # seconds without an answer while pictures come, after which it is an error
 _REMEMBERED = 256  # times of answers, for the percentiles
 
 
@@ -47,32 +48,40 @@ class Health:
         self._milliseconds: deque[float] = deque(maxlen=_REMEMBERED)
         self._refusal = ""
         self._sentence_refusal = ""
+        self._unanswered_since: float | None = None  # when the first picture was overtaken since one was looked at
         self._last_picture = self._last_report = clock()
 
     def begin(self) -> None:
         """From now on pictures are expected."""
         with self._lock:
             self._last_picture = self._last_report = self._clock()
+            self._unanswered_since = None
 
     def answered(self, milliseconds: float) -> None:
         with self._lock:
             self._milliseconds.append(milliseconds)
-            self._count("answered")
+            self._looked_at("answered")
 
-    def dropped(self) -> None:
-        """A newer picture came before this one was looked at, or it came sooner than the rate allows."""
+    def dropped(self, *, by_rate: bool = False) -> None:
+        """A newer picture came before this one was looked at; by_rate: it came sooner than the rate allows."""
         with self._lock:
             self._count("dropped")
+            if not by_rate and self._unanswered_since is None:
+                self._unanswered_since = self._last_picture
 
     def paused(self) -> None:
         """There was no sentence to look for."""
         with self._lock:
-            self._count("paused")
+            self._looked_at("paused")
 
     def refused(self, reason: str) -> None:
         with self._lock:
             self._refusal = reason
-            self._count("refused")
+            self._looked_at("refused")
+
+    def _looked_at(self, fate: str) -> None:
+        self._count(fate)
+        self._unanswered_since = None
 
     def _count(self, fate: str) -> None:
         self._counts[fate] += 1
@@ -111,12 +120,17 @@ class Health:
                       "last refusal": self._refusal, "refused sentence": self._sentence_refusal,
                       "milliseconds p50": _number(median), "milliseconds p99": _number(slowest),
                       "frames per second": _number(new["answered"] / seconds if seconds > 0 else None)}
-            level, message = self._judge(new, quiet, sentence)
+            unanswered = now - self._unanswered_since if sentence and self._unanswered_since is not None else 0.0
+            level, message = self._judge(new, quiet, unanswered, sentence)
             return Report(level, message, values)
 
-    def _judge(self, new: Counter[str], quiet: float, sentence: str) -> tuple[Level, str]:
+    def _judge(self, new: Counter[str], quiet: float, unanswered: float, sentence: str) -> tuple[Level, str]:
         if quiet >= STALE_AFTER:
             return Level.STALE, f"no picture for {quiet:.0f} s; is the camera running, and is the topic the right one?"
+        if unanswered >= STALE_AFTER:
+            return (Level.ERROR if unanswered >= HANGS_AFTER else Level.WARN,
+                    f"no answer for {unanswered:.0f} s while pictures come; the network hangs or is too slow here: is "
+                    "the GPU, or are the cores, busy with something else? else start the node again")
         if new["refused"] and not new["answered"]:
             return Level.ERROR, f"no picture could be used: {self._refusal}"
         if new["refused"]:

@@ -63,7 +63,7 @@ class Worker:
         """A picture has come: it takes the place of the one that waits. Returns at once."""
         with self._changed:
             if self._stopping or not self._limit.allows(self._clock()):
-                self._pipeline.health.dropped()
+                self._pipeline.health.dropped(by_rate=not self._stopping)
                 return
             if self._picture is not None:
                 self._pipeline.health.dropped()

@@ -61,7 +61,7 @@ def open_capture(source: str) -> Capture:
     """A file, an address or the number of a camera. Raises UserError where OpenCV cannot open it."""
     with quiet():
         if source.isdecimal() and not os.path.exists(source):
-            capture, name = cv2.VideoCapture(int(source)), f"camera {source}"
+            capture, name = _open_camera(source), f"camera {source}"
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver can: older frames are of no use
             advice = ("expected the number of a camera that is plugged in and not in use; "
                       "see which there are: ls /dev/video*")
@@ -77,9 +77,22 @@ def open_capture(source: str) -> Capture:
         return Capture(capture, name=name)
 
 
+def _open_camera(number: str) -> cv2.VideoCapture:
+    """Not an open one where there is none."""
+    try:
+        return cv2.VideoCapture(int(number))
+    except (cv2.error, ValueError):  # more digits than OpenCV takes, or than Python does
+        return cv2.VideoCapture()
+
+
 def _public(address: str) -> str:
-    """An address without user and password, which must not be seen on screens and in files."""
-    parts = urlsplit(address)
+    """An address without user and password, which must not be seen on screens and in files. Raises UserError."""
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:  # the address is not told, since nobody knows which part of it is the password
+        raise UserError(f"cannot open {address.partition(':')[0]}://...: expected an address with a name or number of "
+                        "a host, such as rtsp://robot:554/left, received one whose host cannot be told; square "
+                        "brackets are for IPv6 only, and in a password they are written %5B and %5D") from error
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from deploy.video.frames import DEFAULT_FPS, Frame
 from talent.errors import UserError
-from talent.image import read_image
+from talent.image import check_photo, read_image
 
 PICTURES = (".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -17,8 +19,8 @@ PICTURES = (".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".
 class Folder:
     """The pictures in a directory, by name: numbers in names count as numbers, so 2.png comes before 10.png.
 
-    stride: take every so many-th. fps: how fast they follow each other. A picture that cannot be read is left out and
-    noted. Raises UserError where there is no picture.
+    stride: take every so many-th. fps: how fast they follow each other. A picture that cannot be read or used is left
+    out and noted. Raises UserError where there is no picture.
     """
 
     live = False
@@ -48,7 +50,7 @@ class Folder:
             if stop.is_set():
                 return
             try:
-                image = read_image(path)
+                image = _read(path)
             except UserError as error:
                 self.complete = False
                 self.notes.append(f"left out: {error}")
@@ -57,6 +59,16 @@ class Folder:
 
     def close(self) -> None:
         """Nothing is open between two pictures."""
+
+
+def _read(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3] RGB. Raises UserError for what is no picture, and for one of a size that cannot be answered."""
+    image = read_image(path)
+    try:
+        check_photo(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return image
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

@@ -29,7 +29,7 @@ class HandOver(Generic[Item]):
         """Give something. False where it is not wanted any more."""
         with self._changed:
             if self._latest:
-                while len(self._waiting) >= self._size:
+                while self._open and len(self._waiting) >= self._size:
                     self._waiting.popleft()
                     self.dropped += 1
             self._changed.wait_for(lambda: not self._open or len(self._waiting) < self._size)

@@ -18,7 +18,7 @@ import numpy as np
 from deploy.video.frames import Frame, Source
 from deploy.video.handover import HandOver
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")  # an answer
 ROOM = 2  # how many frames wait between two threads
 KEPT = 10_000  # how many of the latest times are kept, so that a run of days needs no more memory
 _TICK = 0.2  # seconds
@@ -30,9 +30,9 @@ def _times() -> deque[float]:
 
 @dataclass
 class Progress:
-    """How far a run is. read = answered + dropped, once it is over. seconds: from the first frame to the last written.
-    The rest in seconds: how long the network waited for each frame, took for it, and how long drawing and writing it
-    took.
+    """How far a run is. read = answered + dropped, once it is over without a failure. seconds: from the first frame to
+    the last written. failure: what ended the reading or answering before its time. The rest in seconds: how long the
+    network waited for each frame, took for it, and how long drawing and writing it took.
     """
 
     read: int = 0
@@ -40,6 +40,7 @@ class Progress:
     dropped: int = 0
     written: int = 0
     seconds: float = 0.0
+    failure: BaseException | None = None
     waits: deque[float] = field(default_factory=_times)
     answering: deque[float] = field(default_factory=_times)
     delivering: deque[float] = field(default_factory=_times)
@@ -58,7 +59,7 @@ class Progress:
                 f"milliseconds (p50 / p90): {'  '.join(milliseconds)}"]
 
 
-class Pipeline:
+class FramePipeline:
     """Every frame of `source` through `answer` and `deliver`, each in a thread of its own, in order.
 
     Of a live source the latest frame is answered, and those that came before it are dropped; others lose none.
@@ -66,24 +67,27 @@ class Pipeline:
     read is answered and delivered.
     """
 
-    def __init__(self, source: Source, answer: Callable[[Frame], Answer], deliver: Callable[[Answer], None], *,
+    def __init__(self, source: Source, answer: Callable[[Frame], T], deliver: Callable[[T], None], *,
                  stop: threading.Event, most: int | None = None) -> None:
         self.progress = Progress()
         self._source, self._answer, self._deliver = source, answer, deliver
         self._stop, self._most = stop, most
         self._frames: HandOver[Frame] = HandOver(1 if source.live else ROOM, latest=source.live)
-        self._answers: HandOver[Answer] = HandOver(ROOM)
-        self._failures: list[BaseException] = []
+        self._answers: HandOver[T] = HandOver(ROOM)
+        self._undelivered: BaseException | None = None  # why
         self._start: float | None = None
 
     def run(self, show: Callable[[Progress], None] = lambda progress: None, *,
             stopped: Callable[[], bool] = lambda: False) -> Progress:
-        """Run until the source ends. Raises what a thread raised.
+        """Run until the source ends. Raises what `deliver` raised.
 
+        Where the source or `answer` raises, what was answered before is delivered: see `Progress.failure`.
         show: called from time to time, and once at the end. stopped: asked from time to time whether to stop.
         """
-        threads = [threading.Thread(target=self._guarded, args=(work,), name=work.__name__.strip("_"), daemon=True)
-                   for work in (self._capture, self._infer, self._draw)]
+        steps = ((self._capture, self._read_failed), (self._infer, self._answer_failed),
+                 (self._draw, self._draw_failed))
+        threads = [threading.Thread(target=self._guarded, args=step, name=step[0].__name__.strip("_"), daemon=True)
+                   for step in steps]
         for thread in threads:
             thread.start()
         try:
@@ -102,17 +106,30 @@ class Pipeline:
             for thread in threads:
                 thread.join()
         self.progress.dropped = self._frames.dropped
-        if self._failures:
-            raise self._failures[0]
+        if self._undelivered is not None:
+            raise self._undelivered
         show(self.progress)
         return self.progress
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
         try:
             work()
-        except BaseException as error:  # raised again by `run`
-            self._failures.append(error)
-            self._abandon()
+        except BaseException as error:  # told by `run`
+            self._stop.set()
+            failed(error)
+
+    def _read_failed(self, error: BaseException) -> None:
+        self.progress.failure = self.progress.failure or error
+        self._frames.finish()  # what was read is answered
+
+    def _answer_failed(self, error: BaseException) -> None:
+        self.progress.failure = self.progress.failure or error
+        self._frames.abandon()
+        self._answers.finish()  # what was answered is delivered
+
+    def _draw_failed(self, error: BaseException) -> None:
+        self._undelivered = error
+        self._abandon()
 
     def _abandon(self) -> None:
         self._stop.set()

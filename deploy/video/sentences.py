@@ -55,7 +55,7 @@ def read_script(path: str | Path) -> list[tuple[float, str]]:
     without a time, and times that fall.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"cannot read the script {path}: {reason}") from error
@@ -63,7 +63,7 @@ def read_script(path: str | Path) -> list[tuple[float, str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        time, _, sentence = line.strip().partition(" ")
+        time, *sentence = line.split(None, 1)
         try:
             seconds = float(time)
         except ValueError:
@@ -74,7 +74,7 @@ def read_script(path: str | Path) -> list[tuple[float, str]]:
         if script and seconds < script[-1][0]:
             raise UserError(f"{path}:{number}: expected a time of at least {script[-1][0]:g}, that of the line before, "
                             f"received {seconds:g}")
-        script.append((seconds, sentence.strip()))
+        script.append((seconds, sentence[0].strip() if sentence else ""))
     return script
 
 
@@ -129,7 +129,7 @@ def _listen(descriptor: int, sentences: Sentences, stop: threading.Event, tell: 
 
 
 def _lines(descriptor: int, stop: threading.Event) -> Iterator[str]:
-    """Whole lines, until the other end closes or `stop` is set, which it notices soon."""
+    """Lines, until the other end closes or `stop` is set, which it notices soon. The last may lack its end."""
     begun = b""
     while not stop.is_set():
         if not select.select([descriptor], [], [], _TICK)[0]:
@@ -139,6 +139,8 @@ def _lines(descriptor: int, stop: threading.Event) -> Iterator[str]:
             continue
         piece = os.read(descriptor, 4096)
         if not piece:
+            if begun:
+                yield begun.decode(errors="replace")
             return
         *lines, begun = (begun + piece).split(b"\n")
         for line in lines:

@@ -6,6 +6,7 @@ is late takes the latest.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -18,10 +19,9 @@ from talent.errors import UserError
 
 def is_picture(source: str) -> bool:
     """Whether `source` names one picture, by its suffix or, where it is a file, by its first bytes."""
-    path = Path(source)
-    if "://" in source or path.is_dir():
+    if "://" in source or os.path.isdir(source):
         return False
-    return path.suffix.lower() in PICTURES or (path.is_file() and cv2.haveImageReader(source))
+    return Path(source).suffix.lower() in PICTURES or (os.path.isfile(source) and cv2.haveImageReader(source))
 
 
 def open_source(source: str, *, stride: int = 1, fps: float | None = None) -> Source:
@@ -31,12 +31,11 @@ def open_source(source: str, *, stride: int = 1, fps: float | None = None) -> So
     length is known, as that of a file on a web server. Raises UserError for what is not there, is not a video or gives
     no frame, and for a stride where the source is live.
     """
-    path = Path(source)
-    if path.is_dir():
-        return Folder(path, stride=stride, fps=fps or DEFAULT_FPS)
-    if path.is_file():
+    if os.path.isdir(source):  # and not Path's, which raises for names that are too long for files
+        return Folder(source, stride=stride, fps=fps or DEFAULT_FPS)
+    if os.path.isfile(source):
         return Recording(open_capture(source), name=source, stride=stride)
-    if "://" not in source and not source.isdecimal() and not path.exists():
+    if "://" not in source and not source.isdecimal() and not os.path.exists(source):
         raise UserError(f"no such picture or video: {source}; expected a picture, a video, a folder of pictures, the "
                         "number of a camera (0) or an address (rtsp://, http://)")
     capture = open_capture(source)

@@ -21,7 +21,7 @@ from deploy.video.drawing import draw
 from deploy.video.folder import PICTURES, Folder
 from deploy.video.frames import Source
 from deploy.video.outputs import AnswerLines, PictureFolder, answer_lines, picture_folder
-from deploy.video.pipeline import Pipeline, Progress
+from deploy.video.pipeline import FramePipeline, Progress
 from deploy.video.sentences import Sentences, check_listening, listening, read_script
 from deploy.video.smoothing import Smoother
 from deploy.video.sources import open_source
@@ -32,7 +32,7 @@ from talent.files import check_writable
 from talent.require import require
 from talent.stopping import StopRequest
 
-EXIT_INCOMPLETE = 1  # all that could be read was answered, but not all could be read
+EXIT_INCOMPLETE = 1  # not all could be read or answered; what could is written
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "numpy", "opencv-python-headless")
 
 
@@ -90,9 +90,9 @@ def predict_stream(arguments: argparse.Namespace) -> int:
                            live=source.live)) if _writes_video(arguments) else None
             lines = files.enter_context(answer_lines(arguments.json, _header(arguments, source, segmenter))) \
                 if arguments.json else None
-            pipeline = Pipeline(source, Answerer(segmenter, sentences, smoother),
-                                Delivery(video=video, overlays=overlays, masks=masks, lines=lines),
-                                stop=threading.Event(), most=arguments.max_frames)
+            pipeline = FramePipeline(source, Answerer(segmenter, sentences, smoother),
+                                     Delivery(video=video, overlays=overlays, masks=masks, lines=lines),
+                                     stop=threading.Event(), most=arguments.max_frames)
             with _bar(source, arguments.max_frames) as (tell, show), \
                     listening(arguments.sentences_from, sentences, tell=tell):
                 progress = pipeline.run(show, stopped=lambda: bool(request.signal))
@@ -100,6 +100,8 @@ def predict_stream(arguments: argparse.Namespace) -> int:
             if not progress.written:
                 if signal:
                     raise KeyboardInterrupt
+                if progress.failure is not None:
+                    raise progress.failure
                 raise UserError(f"{source.name}: no picture could be read; nothing was written")
         fitted = video.fitted if video is not None else 0
     return _report(arguments, source, progress, signal=signal, fitted=fitted)
@@ -135,7 +137,11 @@ def _bar(source: Source, most: int | None) -> Iterator[tuple[Callable[[str], Non
 
 
 def _report(arguments: argparse.Namespace, source: Source, progress: Progress, *, signal: int, fitted: int) -> int:
-    """Print what the run was and made. signal: that ended it, or 0. fitted: frames of another size than the first."""
+    """Print what the run was and made. signal: that ended it, or 0. fitted: frames of another size than the first.
+
+    Raises what ended the run where that is no UserError: what was made is in its place by then.
+    """
+    failure = progress.failure
     print("\n".join(progress.summary()))
     if fitted:
         print(f"{fitted} frames had another size than the first and were fitted into it")
@@ -147,13 +153,18 @@ def _report(arguments: argparse.Namespace, source: Source, progress: Progress, *
     if arguments.json:
         written.append(f"the answers to {arguments.json}")
     made = f"wrote {_and(written)}" if written else "wrote nothing; add -o out.mp4 to see the answers"
-    if signal:
+    if failure is not None:
+        print(f"talent-predict: error after {progress.written} frames, of which what was written is whole: "
+              + (str(failure) if isinstance(failure, UserError) else type(failure).__name__), file=sys.stderr)
+    elif signal:
         print(f"talent-predict: stopped after {progress.written} frames; what was written of them is whole",
               file=sys.stderr)
     elif not source.complete:
         print("talent-predict: not everything could be read, see above", file=sys.stderr)
     print(f"{progress.written} frames of {source.name}: {made}")
-    return 128 + signal if signal else 0 if source.complete else EXIT_INCOMPLETE
+    if failure is not None and not isinstance(failure, UserError):
+        raise failure
+    return 128 + signal if signal else 0 if source.complete and failure is None else EXIT_INCOMPLETE
 
 
 def _and(parts: list[str]) -> str:
@@ -219,10 +230,11 @@ def _check_folder(arguments: argparse.Namespace, source: Folder) -> None:
         if output.suffix.lower() in PICTURES:
             raise UserError(f"--output {output}: expected a folder or a video ({', '.join(CODECS)}), because the "
                             f"source {source.name} is a folder, received the name of one picture")
-        for name in source.names:
-            if not cv2.haveImageWriter(name):
-                raise UserError(f"cannot write {output / name}: this OpenCV reads {Path(name).suffix} and does not "
-                                "write it; write a video instead: -o out.mp4")
+        written = {Path(name).suffix: name for name in reversed(source.names)}
+        for suffix, name in written.items():
+            if not (cv2.haveImageWriter(name) and cv2.imencode(suffix, np.zeros((64, 64, 3), np.uint8))[0]):
+                raise UserError(f"cannot write {output / name}: this OpenCV reads {suffix} and does not write it in "
+                                "colour; write a video instead: -o out.mp4")
     if arguments.mask is not None:
         names: dict[str, str] = {}
         for name in source.names:

@@ -19,6 +19,7 @@ import numpy as np
 
 from deploy.ros.types import type_store
 
+TYPES = {bool: "BOOL", int: "INTEGER", float: "DOUBLE", str: "STRING"}  # of parameters
 BASE, NAME, ARRAY, SEQUENCE = 1, 2, 3, 4  # kinds of fields in rosbags' definitions
 NOW = 5_000_000_001  # nanoseconds
 
@@ -37,7 +38,9 @@ class ExternalShutdownException(Exception):
 
 
 class InvalidParameterTypeException(Exception):
-    pass
+    def __init__(self, name: str, value: Any, expected: type) -> None:
+        super().__init__(f"Trying to set parameter '{name}' to '{value}' of type '{TYPES[type(value)]}', expecting "
+                         f"type '{TYPES[expected]}': {name}")
 
 
 class QoSProfile:
@@ -193,8 +196,8 @@ class LifecycleNode:
                           ) -> None:
         assert name not in self._parameters and descriptor.description
         given = self.overrides.get(name, value)
-        if type(given) is not type(value):
-            raise InvalidParameterTypeException(f"{name}: expected {type(value)}, received {type(given)}")
+        if not getattr(descriptor, "dynamic_typing", False) and type(given) is not type(value):
+            raise InvalidParameterTypeException(name, given, type(value))
         self._parameters[name] = given
 
     def get_parameter(self, name: str) -> SimpleNamespace:

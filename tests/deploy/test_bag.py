@@ -9,7 +9,7 @@ import pytest
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.typesys import Stores, get_typestore
 
-from deploy import Segmenter
+from deploy import Segmenter, bag
 from deploy.bag import main
 from deploy.ros.bags import METADATA
 from deploy.ros.types import DETECTIONS, IMAGE, STRING
@@ -271,6 +271,32 @@ def test_bad_topics_and_sentences(refused, recording, tmp_path):
     for sentence in ("", "  "):
         assert "expected a sentence that names an object, or" in refused(recording, sentence, "-o", output)
     assert "holds no words" in refused(recording, "&nbsp;", "-o", output)
+
+
+def test_namespaces_that_ros_does_not_take(refused, recording, tmp_path):
+    for name in ("/bad name!", "eye/2left", "~/eye", "/gr\u00fcn", "eye\n"):
+        line = refused(recording, "g", "-o", tmp_path / "out.mcap", "--namespace", name)
+        assert line.startswith("talent-bag: error: --namespace: expected letters of ASCII") and repr(name) in line
+
+
+def test_every_setting_of_the_backend_reaches_the_segmenter(recording, tmp_path, monkeypatch, toy_bundle):
+    given = []
+
+    def segmenter(bundle, backend, **options):
+        given.append((backend, options))
+        return Segmenter(toy_bundle, "onnxruntime", threads=1)
+
+    monkeypatch.setattr(bag, "Segmenter", segmenter)
+    assert main([str(recording), "g", "-o", str(tmp_path / "out.mcap"), "--backend", "tensorrt", "--device", "1",
+                 "--precision", "fp16", "--no-cuda-graphs"]) == 0
+    assert main([str(recording), "g", "-o", str(tmp_path / "more.mcap")]) == 0
+    assert given == [
+        ("tensorrt", {"precision": "fp16", "device": 1, "threads": None, "threshold": None, "cuda_graphs": False}),
+        ("auto", {"precision": None, "device": 0, "threads": None, "threshold": None, "cuda_graphs": True})]
+
+
+def test_a_bundle_in_another_precision(refused, recording, tmp_path):
+    assert "expected an int8 bundle" in refused(recording, "g", "-o", tmp_path / "out.mcap", "--precision", "int8")
 
 
 def test_outputs_that_must_not_be_written(refused, run, recording, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -81,10 +83,19 @@ def test_bad_bundle(toy_bundle, photo, tmp_path, capsys):
 def test_bad_output(toy_bundle, photo, picture, tmp_path, capsys):
     for options, message in [(("-o", tmp_path / "no" / "o.png"), "mkdir -p"),
                              (("-o", tmp_path / "o.xyz"), "unknown picture type"),
+                             (("-o", tmp_path / "o.mp4"), f"{photo} was taken for one picture, expected .png or .jpg"),
                              (("--mask", tmp_path / "m.jpg"), "to end in .png"), (("-o", photo), "will not overwrite"),
                              (("-o", tmp_path / "o.png", "--mask", tmp_path / "o.png"), "two files")]:
         assert message in refused(capsys, tmp_path, toy_bundle.directory, photo, "r", *options)
     assert np.array_equal(read_image(photo), picture)
+
+
+def test_a_fifo_is_no_output(toy_bundle, photo, tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo.png")
+    for options in (("-o", tmp_path / "fifo.png"), ("--mask", tmp_path / "fifo.png")):
+        line = refused(capsys, tmp_path, toy_bundle.directory, photo, "r", *options)
+        assert "expected a file or a free name, received a FIFO" in line
+    assert (tmp_path / "fifo.png").is_fifo()
 
 
 def test_bad_threshold(toy_bundle, photo, tmp_path, capsys):

@@ -195,6 +195,11 @@ def test_shutting_down_while_active(make_node):
     ({"backend": "cuda"}, "unknown backend 'cuda'"), ({"precision": "int8"}, "int8"),
     ({"threshold": 1.5}, "expected a threshold from 0 to below 1, received 1.5"),
     ({"rate_limit": -1.0}, "expected the parameter rate_limit to be at least 0, received -1.0"),
+    ({"rate_limit": float("nan")}, "expected the parameter rate_limit to be at least 0, received nan"),
+    ({"rate_limit": "10"}, "expected the parameter rate_limit to be a number, received '10'"),
+    ({"device": 0.5}, "expected the parameter device to be a whole number, received 0.5"),
+    ({"compressed": 1}, "expected the parameter compressed to be true or false, received 1"),
+    ({"prompt": True}, "expected the parameter prompt to be a text; quote it in a YAML file, received True"),
     ({"prompt": "&nbsp;"}, "expected a sentence that names an object")], ids=str)
 def test_bad_parameters_fail_to_configure_with_one_line(make_node, toy_bundle, parameters, problem):
     node = make_node(**parameters)
@@ -203,7 +208,7 @@ def test_bad_parameters_fail_to_configure_with_one_line(make_node, toy_bundle, p
     assert level == "error" and problem in line and "\n" not in line
     assert node._publishers == [] and node._segmenter is None
     node._parameters.update(bundle=str(toy_bundle.directory), backend="auto", precision="", threshold=-1.0,
-                            rate_limit=0.0, prompt="g")
+                            rate_limit=0.0, prompt="g", device=0, compressed=False)
     assert node.start()
 
 
@@ -221,6 +226,58 @@ def test_the_threshold_of_the_parameters(make_node, toy_bundle):
     assert node.start() and node._segmenter.threshold == 0.75
     node = make_node()
     assert node.start() and node._segmenter.threshold == toy_bundle.threshold
+
+
+def test_whole_numbers_are_numbers_too(make_node):
+    """YAML's `rate_limit: 10` and `threshold: 0` are integers, which rclpy refuses where a float was declared."""
+    node = make_node(rate_limit=10, threshold=0)
+    assert node.start() and node._segmenter.threshold == 0
+    assert node._settings["rate_limit"] == 10 and type(node._settings["rate_limit"]) is float
+
+
+def test_the_stand_in_refuses_other_types_as_rclpy_does(make_node, ros):
+    node = make_node()
+    node.overrides = {"strict": 10}
+    with pytest.raises(fake_rclpy.InvalidParameterTypeException, match="of type 'INTEGER', expecting type 'DOUBLE'"):
+        node.declare_parameter("strict", 10.0, SimpleNamespace(description="a number"))
+
+
+def test_parameters_are_read_when_the_node_is_configured(make_node, receive, picture):
+    node = make_node()
+    assert node.trigger_configure() == SUCCESS
+    node._parameters.update(compressed=True, rate_limit=0.001, overlay=True)
+    assert node.trigger_activate() == SUCCESS
+    assert set(node.topics()) == {"/image", "/talent/prompt"}
+    for _ in range(2):  # all that can be answered are
+        node.deliver("/image", receive(image(picture)))
+        answered(node)
+    assert node.trigger_deactivate() == node.trigger_cleanup() == SUCCESS
+    assert node.start() and set(node.topics()) == {"/image/compressed", "/talent/prompt"}
+    assert node.publisher("/talent/overlay") and node._settings["rate_limit"] == 0.001
+
+
+def test_every_setting_of_the_backend_reaches_the_segmenter(make_node, monkeypatch, toy_bundle):
+    given = []
+
+    def segmenter(bundle, backend, **options):
+        given.append((bundle, backend, options))
+        return Segmenter(toy_bundle, "onnxruntime", threads=1)
+
+    monkeypatch.setattr("talent_ros.parameters.Segmenter", segmenter)
+    node = make_node(backend="tensorrt", precision="fp16", device=1, cuda_graphs=False, threads=0)
+    assert node.trigger_configure() == SUCCESS
+    (bundle, backend, options), = given
+    assert (bundle, backend) == (str(toy_bundle.directory), "tensorrt")
+    assert options == {"precision": "fp16", "device": 1, "threads": None, "threshold": None, "cuda_graphs": False}
+
+
+def test_main_with_an_autostart_that_is_no_truth_value_is_exit_code_1(make_node, ros):
+    make_node(autostart="yes")
+    assert ros.node.main() == 1
+    node = ros.base.made[-1]
+    assert node.get_logger().lines == [
+        ("error", "expected the parameter autostart to be true or false, received 'yes'")]
+    assert node.destroyed and ros.state["calls"][-1] == ("try_shutdown", None)
 
 
 def test_main_starts_spins_and_ends(make_node, ros, receive, picture):

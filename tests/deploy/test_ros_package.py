@@ -106,7 +106,7 @@ def test_the_parameter_file_has_every_parameter_with_its_default(monkeypatch):
     written = content["/**"]["ros__parameters"]
     wanted = {name: default for name, (default, _) in parameters.items() if name != "autostart"}
     assert written == wanted
-    assert [type(written[name]) for name in wanted] == list(map(type, wanted.values()))  # ROS takes no 1 for 1.0
+    assert [type(written[name]) for name in wanted] == list(map(type, wanted.values()))  # a reader sees which
 
 
 class Action:

@@ -189,6 +189,41 @@ def test_levels(clock):
     assert level()[0] is Level.OK
 
 
+def test_a_network_that_hangs_is_a_warning_and_then_an_error(clock):
+    health = Health(clock)
+    health.answered(30)
+    levels = []
+    for _ in range(6):  # seconds
+        for _ in range(32):
+            clock.now += 1 / 32
+            health.dropped()
+        levels.append(health.report("the mug").level)
+    assert levels == [Level.OK, Level.OK, Level.WARN, Level.WARN, Level.WARN, Level.ERROR]
+    report = health.report("the mug")
+    assert report.level is Level.ERROR
+    assert report.message.startswith("no answer for 6 s while pictures come; the network hangs or is too slow here")
+    assert health.report("").level is Level.OK  # paused: there is nothing to answer
+    health.answered(6000)
+    assert health.report("the mug").level is Level.OK
+    health.dropped()
+    clock.now += 1.5
+    assert health.report("the mug").level is Level.OK  # from the first picture that was overtaken since
+    clock.now += 3
+    assert health.report("the mug").level is Level.STALE  # no pictures come either
+    health.dropped()
+    health.begin()
+    assert health.report("the mug").level is Level.OK
+
+
+def test_pictures_left_out_by_the_rate_are_no_sign_of_a_slow_network(clock):
+    health = Health(clock)
+    health.answered(30)
+    for _ in range(100):
+        clock.now += 0.1
+        health.dropped(by_rate=True)
+    assert health.report("the mug").level is Level.OK and health.count("dropped") == 100
+
+
 def test_times_and_rates(clock):
     health = Health(clock)
     for milliseconds in range(1, 102):

@@ -226,6 +226,23 @@ def test_pictures_that_come_too_soon_are_dropped():
     assert bench.published == [("first", 1), ("first", 3)] and bench.counts()["dropped"] == 1
 
 
+def test_a_network_that_hangs_is_reported_and_one_that_waits_for_its_rate_is_not():
+    seconds = [0.0]
+    for rate, level in ((0, Level.ERROR), (0.1, Level.OK)):
+        segmenter = GatedSegmenter()
+        worker = Worker(pipeline := Pipeline(segmenter, sentence="first", clock=lambda: seconds[0]), publish=print,
+                        tell=print, rate=rate, clock=lambda: seconds[0])
+        worker.start()
+        worker.offer(image(PICTURE))
+        assert segmenter.started.acquire(timeout=SECONDS)
+        for _ in range(60):
+            worker.offer(image(PICTURE))
+            seconds[0] += 0.1
+        assert pipeline.report().level is level
+        segmenter.go_on.release(100)
+        worker.stop()
+
+
 @pytest.mark.parametrize(("rate", "most"), [(0, 90), (100, 90), (20, 60), (10, 30), (0.5, 2)])
 def test_the_rate_of_a_camera_is_limited_on_average(rate, most):
     limit = RateLimit(rate)

@@ -16,6 +16,7 @@ from deploy.predict import main
 from deploy.runtime.segmenter import Segmenter
 from deploy.video import stream
 from deploy.video.frames import Frame
+from talent.errors import UserError
 from talent.image import read_image, save_image
 
 PATIENCE = 20  # seconds until a signal that is not heard fails the test
@@ -180,6 +181,60 @@ def test_a_picture_that_cannot_be_read_is_told_skipped_and_in_the_exit_code(toy_
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p0.png", "p10.png", "p5.png"]
 
 
+def test_a_picture_that_cannot_be_used_costs_only_itself(toy_bundle, folder, tmp_path, capsys):
+    save_image(folder / "p7.png", np.zeros((2, 33_000, 3), np.uint8))
+    assert run(toy_bundle.directory, folder, "r", "-o", tmp_path / "out", "--mask", tmp_path / "masks") == 1
+    assert "with sides from 1 to 32766 pixels, received [2, 33000, 3]" in capsys.readouterr().err
+    for directory in ("out", "masks"):
+        assert sorted(path.name for path in (tmp_path / directory).iterdir()) == ["p0.png", "p10.png", "p5.png"]
+
+
+class FailsAt(stream.Answerer):
+    """At frame 5."""
+
+    error: Exception
+
+    def __call__(self, frame: Frame):
+        if frame.index == 5:
+            raise self.error
+        return super().__call__(frame)
+
+
+def test_an_error_in_the_middle_keeps_what_was_answered(toy_bundle, video, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stream, "Answerer", FailsAt)
+    out, masks, answers = tmp_path / "out.avi", tmp_path / "masks", tmp_path / "answers.jsonl"
+    for error, said in ((UserError("the GPU is gone"), "whole: the GPU is gone"), (MemoryError("9 GB"), "MemoryError")):
+        monkeypatch.setattr(FailsAt, "error", error, raising=False)
+        arguments = (toy_bundle.directory, video, "r", "-o", out, "--mask", masks, "--json", answers)
+        if isinstance(error, UserError):
+            assert run(*arguments) == stream.EXIT_INCOMPLETE
+        else:
+            with pytest.raises(MemoryError):  # nobody foresaw it: with its traceback, and after the files
+                run(*arguments)
+        printed = capsys.readouterr()
+        line, = printed.err.splitlines()
+        assert line.startswith("talent-predict: error after 5 frames, ") and line.endswith(said)
+        assert f"5 frames of {video}: wrote the video to {out}" in printed.out
+        assert len(read_video(out)) == 5 == len(records(answers)) - 1 == len(list(masks.iterdir()))
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        for path in (out, answers, *masks.iterdir()):
+            path.unlink()
+
+
+def test_an_error_in_writing_leaves_nothing(toy_bundle, video, tmp_path, capsys, monkeypatch):
+    real = stream.AnswerLines.write
+
+    def write(self, answer) -> None:
+        if answer.frame.index == 5:
+            raise UserError("the disk is full")
+        real(self, answer)
+
+    monkeypatch.setattr(stream.AnswerLines, "write", write)
+    line = refused(capsys, tmp_path, toy_bundle.directory, video, "r", "-o", tmp_path / "out.avi", "--json",
+                   tmp_path / "answers.jsonl")
+    assert line.endswith("the disk is full")
+
+
 def test_a_video_that_ends_early_keeps_what_there_was(toy_bundle, video, tmp_path, capsys):
     video.write_bytes(video.read_bytes()[:int(video.stat().st_size * 0.6)])
     assert run(toy_bundle.directory, video, "r", "-o", tmp_path / "out.avi") == 1
@@ -191,7 +246,7 @@ def test_a_video_that_ends_early_keeps_what_there_was(toy_bundle, video, tmp_pat
 def test_an_interrupted_run_keeps_what_is_whole(toy_bundle, video, tmp_path, capsys, monkeypatch, number, code):
     stops, drawn, before = [], [], signal.getsignal(signal.SIGINT)
 
-    class Pipeline(stream.Pipeline):
+    class Pipeline(stream.FramePipeline):
         def __init__(self, *arguments, stop: threading.Event, **options) -> None:
             stops.append(stop)
             super().__init__(*arguments, stop=stop, **options)
@@ -204,7 +259,7 @@ def test_an_interrupted_run_keeps_what_is_whole(toy_bundle, video, tmp_path, cap
         return real(*arguments, **options)
 
     real = stream.draw
-    monkeypatch.setattr(stream, "Pipeline", Pipeline)
+    monkeypatch.setattr(stream, "FramePipeline", Pipeline)
     monkeypatch.setattr(stream, "draw", draw)
     out, answers = tmp_path / "out.avi", tmp_path / "answers.jsonl"
     assert run(toy_bundle.directory, video, "r", "-o", out, "--json", answers, "--mask", tmp_path / "masks") == code
@@ -298,6 +353,10 @@ def test_a_folder_that_cannot_be_written_as_asked(toy_bundle, folder, tmp_path, 
     save_image(folder / "p0.jpg", scene(0))
     line = refused(capsys, tmp_path, toy_bundle.directory, folder, "r", "--mask", tmp_path / "masks")
     assert "p0.jpg and p0.png would have the same mask file p0.png" in line
+    (folder / "p3.pbm").write_bytes(b"P4\n8 8\n" + bytes(8))
+    line = refused(capsys, tmp_path, toy_bundle.directory, folder, "r", "-o", tmp_path / "out")
+    assert "out/p3.pbm: this OpenCV reads .pbm and does not write it in colour; write a video" in line
+    (folder / "p3.pbm").unlink()
     for path in folder.iterdir():
         path.write_text("no picture")
     assert run(toy_bundle.directory, folder, "r", "-o", tmp_path / "out", "--json", tmp_path / "a.jsonl") == 2

@@ -154,6 +154,8 @@ def test_reading_a_script(tmp_path):
     script = tmp_path / "script.txt"
     script.write_text("# seconds, then a sentence\n\n0.5 the red mug\n 12.5  the plate on the left \n20\n", "utf-8")
     assert read_script(script) == [(0.5, "the red mug"), (12.5, "the plate on the left"), (20.0, "")]
+    script.write_bytes("\ufeff0.5\tthe red mug\n1   \tthe  plate\t\n2\t\n".encode())  # as editors and tables write it
+    assert read_script(script) == [(0.5, "the red mug"), (1.0, "the  plate"), (2.0, "")]
     for line, message in [("the red mug", "script.txt:1: expected seconds and a sentence"),
                           ("-1 mug", "received '-1 mug'"), ("nan mug", "expected seconds"), ("inf mug", "expected"),
                           ("3 a\n2 b", "script.txt:2: expected a time of at least 3")]:
@@ -220,11 +222,12 @@ def test_typed_lines_are_heard_in_a_terminal_and_only_there(monkeypatch):
         patch.setattr("sys.stdin", pipe)
         with listening(None, sentences, tell=told):
             assert "sentences" not in [thread.name for thread in threading.enumerate()]
-        os.write(writing, b"the cup\n")
+        os.write(writing, b"the cup\nthe spoon")  # whose line has no end
         os.close(writing)
         with listening("-", sentences, tell=told):
-            told.wait_for(2)
-    assert at(sentences, 0) == "the cup"
+            told.wait_for(3)
+    assert told.lines[1:] == ["now looking for: the cup", "now looking for: the spoon"]
+    assert at(sentences, 0) == "the spoon"
 
 
 def test_what_cannot_be_listened_to(tmp_path):

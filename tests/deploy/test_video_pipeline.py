@@ -11,7 +11,7 @@ import pytest
 
 from deploy.video.frames import Frame
 from deploy.video.handover import HandOver
-from deploy.video.pipeline import Pipeline, Progress
+from deploy.video.pipeline import FramePipeline, Progress
 
 PATIENCE = 20  # seconds until a gate that nobody opens fails the test
 
@@ -49,7 +49,7 @@ def wait(event: threading.Event) -> None:
 
 def test_a_recording_comes_whole_and_in_order():
     delivered = []
-    progress = Pipeline(FakeSource(50), lambda frame: frame.index, delivered.append, stop=threading.Event()).run()
+    progress = FramePipeline(FakeSource(50), lambda frame: frame.index, delivered.append, stop=threading.Event()).run()
     assert delivered == list(range(50))
     assert (progress.read, progress.answered, progress.dropped, progress.written) == (50, 50, 0, 50)
     assert len(progress.waits) == len(progress.answering) == len(progress.delivering) == 50
@@ -71,7 +71,7 @@ def test_reading_answering_and_writing_overlap():
         if index == 0:
             together.wait(PATIENCE)
 
-    assert Pipeline(source, answer, deliver, stop=threading.Event()).run().written == 3
+    assert FramePipeline(source, answer, deliver, stop=threading.Event()).run().written == 3
 
 
 def test_of_a_live_source_the_latest_frame_wins():
@@ -94,7 +94,7 @@ def test_of_a_live_source_the_latest_frame_wins():
         wait(arrived)
         return frame.index
 
-    progress = Pipeline(source, answer, answers.append, stop=threading.Event()).run()
+    progress = FramePipeline(source, answer, answers.append, stop=threading.Event()).run()
     assert answers == [0, 5]
     assert (progress.read, progress.answered, progress.dropped, progress.written) == (6, 2, 4, 2)
 
@@ -107,7 +107,7 @@ def test_a_recording_is_not_read_ahead_without_bound():
             wait(gate)
 
     source.before = lambda index: seen.append(index)
-    pipeline = Pipeline(source, lambda frame: frame.index, deliver, stop=threading.Event())
+    pipeline = FramePipeline(source, lambda frame: frame.index, deliver, stop=threading.Event())
     ticks = itertools.count()
 
     def show(progress: Progress) -> None:
@@ -121,7 +121,7 @@ def test_a_recording_is_not_read_ahead_without_bound():
 @pytest.mark.parametrize("live", [False, True])
 def test_it_stops_after_so_many_answers(live):
     source, delivered = FakeSource(None, live=live), []
-    progress = Pipeline(source, lambda frame: frame.index, delivered.append, stop=threading.Event(), most=5).run()
+    progress = FramePipeline(source, lambda frame: frame.index, delivered.append, stop=threading.Event(), most=5).run()
     assert len(delivered) == 5 == progress.written and delivered == sorted(set(delivered))
     assert progress.read == progress.answered + progress.dropped
     if not live:
@@ -137,7 +137,7 @@ def test_stopping_delivers_what_was_read(live):
         if len(delivered) == 3:
             stop.set()
 
-    progress = Pipeline(source, lambda frame: frame.index, deliver, stop=stop).run()
+    progress = FramePipeline(source, lambda frame: frame.index, deliver, stop=stop).run()
     assert len(delivered) == progress.written == progress.answered >= 3
     assert progress.read == progress.answered + progress.dropped
     if not live:
@@ -161,27 +161,44 @@ def test_stopping_does_not_wait_for_a_silent_camera_before_it_delivers():
         return frame.index
 
     source.before = before
-    pipeline = Pipeline(source, answer, delivered.append, stop=threading.Event())
+    pipeline = FramePipeline(source, answer, delivered.append, stop=threading.Event())
     assert pipeline.run(show, stopped=asked.is_set).written == 1
     assert delivered == [0]
 
 
+@pytest.mark.parametrize("live", [False, True])
 @pytest.mark.parametrize("where", ["read", "answer", "deliver"])
-def test_an_error_in_a_thread_ends_all_three_and_is_raised(where):
-    source = FakeSource(None)
+def test_an_error_in_a_thread_ends_all_three(where, live):
+    """Where it came in reading or answering, what was answered before is delivered; it is raised for delivering."""
+    source, delivered = FakeSource(None, live=live), []
 
     def fail(place: str, index: int) -> None:
         if place == where and index == 4:
             raise ZeroDivisionError(place)
 
+    answered = []
+
     def answer(frame: Frame) -> int:
-        fail("answer", frame.index)
+        fail("answer", len(answered))
+        answered.append(frame.index)
         return frame.index
+
+    def deliver(index: int) -> None:
+        fail("deliver", len(delivered))
+        delivered.append(index)
 
     source.before = lambda index: fail("read", index)
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError, match=where):
-        Pipeline(source, answer, lambda index: fail("deliver", index), stop=threading.Event()).run()
+    pipeline = FramePipeline(source, answer, deliver, stop=threading.Event())
+    if where == "deliver":
+        with pytest.raises(ZeroDivisionError, match=where):
+            pipeline.run()
+        assert len(delivered) == 4
+    else:
+        progress = pipeline.run()
+        assert isinstance(progress.failure, ZeroDivisionError) and str(progress.failure) == where
+        assert delivered == answered and progress.written == len(delivered)
+        assert len(delivered) == 4 or live and where == "read" and delivered[-1] == 3
     assert threading.active_count() == before
 
 
@@ -191,7 +208,7 @@ def test_an_error_in_the_main_thread_ends_the_others():
 
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        Pipeline(FakeSource(None), lambda frame: frame.index, lambda index: None, stop=threading.Event()).run(show)
+        FramePipeline(FakeSource(None), lambda frame: frame.index, lambda index: None, stop=threading.Event()).run(show)
     assert threading.active_count() == before
 
 
@@ -201,6 +218,10 @@ def test_handing_over():
     assert latest.dropped == 3 and latest.get() == 3
     latest.finish()
     assert not latest.put(9) and latest.get() == 4 and latest.get() is None
+    full: HandOver[int] = HandOver(1, latest=True)
+    assert full.put(1)
+    full.finish()
+    assert not full.put(2) and full.dropped == 0 and full.get() == 1
     left: HandOver[int] = HandOver(2)
     assert left.put(1)
     left.abandon()

@@ -81,8 +81,9 @@ def test_files_that_are_no_video(tmp_path):
             open_source(str(tmp_path / name))
     with pytest.raises(UserError, match="no such picture or video"):
         open_source(str(tmp_path / "none.mp4"))
-    with pytest.raises(UserError, match="cannot open camera 9731: expected the number of a camera"):
-        open_source("9731")
+    for number in ("9731", "99999999999", "9" * 5000):
+        with pytest.raises(UserError, match=f"cannot open camera {number}: expected the number of a camera"):
+            open_source(number)
 
 
 def test_a_folder_is_in_natural_order_and_says_what_it_left_out(tmp_path):
@@ -100,6 +101,17 @@ def test_a_folder_is_in_natural_order_and_says_what_it_left_out(tmp_path):
     note, = source.notes
     assert "left out: not a picture" in note and "frame2.JPG" in note and not source.complete
     assert Folder(tmp_path, stride=3).names == ["frame1.png", "frame10.png"]
+
+
+def test_a_folder_leaves_out_what_is_too_large(tmp_path):
+    save_image(tmp_path / "a.png", grey(1))
+    save_image(tmp_path / "b.png", grey(2, (2, 33_000)))
+    save_image(tmp_path / "c.png", grey(3))
+    source = Folder(tmp_path)
+    assert [frame.name for frame in source.frames(GO_ON)] == ["a.png", "c.png"]
+    note, = source.notes
+    assert note.startswith(f"left out: {tmp_path / 'b.png'}: expected a picture") and "[2, 33000, 3]" in note
+    assert not source.complete
 
 
 def test_a_folder_turns_pictures_upright(tmp_path):
@@ -122,6 +134,7 @@ def test_what_is_one_picture(tmp_path):
     write_video(tmp_path / "a.avi")
     assert is_picture(str(tmp_path / "photo"))  # by its first bytes
     assert is_picture("missing.jpeg") and is_picture("MISSING.PNG")
+    assert not is_picture("long" * 2000)
     for source in ("0", "rtsp://robot/stream.jpg", str(tmp_path), str(tmp_path / "a.avi"), "missing.mp4"):
         assert not is_picture(source)
 
@@ -131,6 +144,13 @@ def test_passwords_in_addresses_are_not_shown():
     with pytest.raises(UserError) as refused:
         open_source("nonsense://me:secret@robot/left")
     assert "nonsense://robot/left" in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_addresses_that_are_none():
+    for address in ("rtsp://[bad/x", "rtsp://me:sec[ret@robot/x", "rtsp://me:secret@ho\u2100st/x"):
+        with pytest.raises(UserError, match=r"cannot open rtsp://\.\.\.: expected an address") as refused:
+            open_source(address)
+        assert "ret" not in str(refused.value)
 
 
 class FakeCapture:

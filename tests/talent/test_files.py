@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import talent
 from talent import files, provenance
 from talent.errors import UserError
-from talent.files import atomic_directory, atomic_write, remove_leftovers
+from talent.files import atomic_directory, atomic_write, check_writable, remove_leftovers
 
 
 def names(directory: Path) -> list[str]:
@@ -63,6 +64,31 @@ def test_write_refuses(tmp_path):
     (tmp_path / "directory").mkdir()
     with pytest.raises(UserError, match="is a directory"), atomic_write(tmp_path / "directory"):
         pass
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+    for name, kind in (("fifo", "a FIFO"), ("link", "a FIFO"), ("socket", "a socket")):
+        for ask in (check_writable, lambda path: atomic_write(path).__enter__()):
+            with pytest.raises(UserError, match=f"{name}: expected a file or a free name, received {kind}"):
+                ask(tmp_path / name)
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "link").is_symlink() and (tmp_path / "socket").is_socket()
+    assert names(tmp_path) == ["fifo", "link", "socket"]
+
+
+def test_an_open_file_of_a_process_is_not_replaced(tmp_path):
+    """As /dev/stdout is one, whatever it leads to."""
+    with (tmp_path / "log").open("w") as log:
+        (tmp_path / "stdout").symlink_to(f"/proc/self/fd/{log.fileno()}")
+        with pytest.raises(UserError, match="received an open file of a process"):
+            check_writable(tmp_path / "stdout")
+    (tmp_path / "link").symlink_to("log")  # any other link to a file is replaced, and the file stays
+    with atomic_write(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").read_text() == "new" and (tmp_path / "log").read_text() == ""
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])

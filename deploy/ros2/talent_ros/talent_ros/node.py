@@ -26,7 +26,7 @@ from deploy.ros.messages import ros_messages
 from deploy.ros.pipeline import Answer, Pipeline
 from deploy.ros.worker import Worker
 from talent.errors import UserError
-from talent_ros.parameters import PARAMETERS, open_segmenter
+from talent_ros.parameters import PARAMETERS, checked, open_segmenter
 
 NEWEST = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT,
                     durability=DurabilityPolicy.VOLATILE)  # sensor data, of which nothing waits
@@ -42,8 +42,10 @@ class TalentNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("talent")
         for name, (default, description) in PARAMETERS.items():
-            self.declare_parameter(name, default, ParameterDescriptor(description=description))
+            # Any type is taken here and checked by `setting`: else a 10 for 10.0 would end the node with a traceback.
+            self.declare_parameter(name, default, ParameterDescriptor(description=description, dynamic_typing=True))
         self._messages = ros_messages()
+        self._settings = {}  # as they were when it was configured
         self._segmenter: Segmenter | None = None
         self._pipeline: Pipeline | None = None
         self._worker: Worker | None = None
@@ -51,8 +53,9 @@ class TalentNode(LifecycleNode):
         self._inputs = []
         self._reporting = None
 
-    def _setting(self, name: str):
-        return self.get_parameter(name).value
+    def setting(self, name: str):
+        """A parameter in its own type. Raises UserError for one of another."""
+        return checked(name, self.get_parameter(name).value)
 
     def start(self) -> bool:
         """Configure and activate; False where that failed, which the log tells."""
@@ -69,21 +72,22 @@ class TalentNode(LifecycleNode):
         return super().on_configure(state)
 
     def _open(self) -> None:
-        self._segmenter = open_segmenter({name: self._setting(name) for name in PARAMETERS})
-        self._pipeline = Pipeline(self._segmenter, sentence=self._setting("prompt"))
+        self._settings = {name: self.setting(name) for name in PARAMETERS}
+        self._segmenter = open_segmenter(self._settings)
+        self._pipeline = Pipeline(self._segmenter, sentence=self._settings["prompt"])
         self._outputs = {"mask": self.create_lifecycle_publisher(Image, "~/mask", NEWEST),
                          "detections": self.create_lifecycle_publisher(Detection2DArray, "~/detections", RELIABLE),
                          "diagnostics": self.create_lifecycle_publisher(DiagnosticArray, "/diagnostics", RELIABLE)}
-        if self._setting("overlay"):
+        if self._settings["overlay"]:
             self._outputs["overlay"] = self.create_lifecycle_publisher(Image, "~/overlay", NEWEST)
         self.get_logger().info(f"loaded {self._segmenter.bundle.directory} for {self._segmenter.backend.name}"
                                + "".join(f"; {line}" for line in self._segmenter.auto_report))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         done = super().on_activate(state)  # the publishers first: answers come from the worker's thread
-        self._worker = Worker(self._pipeline, publish=self._publish, tell=self._tell, rate=self._setting("rate_limit"))
+        self._worker = Worker(self._pipeline, publish=self._publish, tell=self._tell, rate=self._settings["rate_limit"])
         self._worker.start()
-        kind, topic = (CompressedImage, "image/compressed") if self._setting("compressed") else (Image, "image")
+        kind, topic = (CompressedImage, "image/compressed") if self._settings["compressed"] else (Image, "image")
         self._inputs = [self.create_subscription(kind, topic, self._worker.offer, NEWEST),
                         self.create_subscription(String, "~/prompt", self._on_prompt, RELIABLE)]
         self._reporting = self.create_timer(REPORT_SECONDS, self._report)
@@ -151,9 +155,12 @@ def main(args: Sequence[str] | None = None) -> int:
     node = None
     try:
         node = TalentNode()
-        if node.get_parameter("autostart").value and not node.start():
+        if node.setting("autostart") and not node.start():
             return 1
         rclpy.spin(node)
+    except UserError as error:
+        node.get_logger().error(str(error))
+        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0  # how a node usually ends
     finally:

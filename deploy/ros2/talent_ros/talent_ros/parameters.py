@@ -15,6 +15,7 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
     "precision": ("", "refuse a bundle in another precision than this; empty for any"),
     "device": (0, "number of the GPU"),
     "threads": (0, "threads for onnxruntime; 0 for one per core"),
+    "cuda_graphs": (True, "replay a TensorRT engine's kernels as one CUDA graph; false to start them one by one"),
     "threshold": (-1.0, "probability above which a pixel belongs to the object; below 0 for the bundle's"),
     "prompt": ("", "what to look for at first; empty to wait for a message on ~/prompt"),
     "compressed": (False, "take sensor_msgs/CompressedImage from image/compressed instead of sensor_msgs/Image"),
@@ -24,15 +25,29 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 }
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text; quote it in a YAML file"}
+
+
+def checked(name: str, value: Any) -> Any:
+    """A parameter's value in the type of its default, which a number without its point is not. Raises UserError."""
+    kind = type(PARAMETERS[name][0])
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UserError(f"expected the parameter {name} to be {_KINDS[kind]}, received {value!r}")
+    return value
+
+
 def open_segmenter(settings: Mapping[str, Any]) -> Segmenter:
     """The bundle, loaded and warmed up. settings: PARAMETERS by name. Raises UserError for what cannot be."""
     if not settings["bundle"]:
         raise UserError("expected the parameter bundle to name a directory that talent-export wrote, received none; "
                         "for example: ros2 launch talent_ros talent.launch.py bundle:=/home/robot/bundle")
-    if settings["rate_limit"] < 0:
+    if not settings["rate_limit"] >= 0:  # nor NaN
         raise UserError(f"expected the parameter rate_limit to be at least 0, received {settings['rate_limit']}")
     segmenter = Segmenter(settings["bundle"], settings["backend"], precision=settings["precision"] or None,
                           device=settings["device"], threads=settings["threads"] or None,
-                          threshold=settings["threshold"] if settings["threshold"] >= 0 else None)
+                          threshold=None if settings["threshold"] < 0 else settings["threshold"],
+                          cuda_graphs=settings["cuda_graphs"])
     segmenter.warmup()
     return segmenter
