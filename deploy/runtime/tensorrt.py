@@ -85,8 +85,8 @@ class TensorRTBackend:
             with self._cuda.current():
                 yield
         except CudaError as error:
-            raise UserError(f"GPU {self._cuda.index} failed: {error}; nvidia-smi and dmesg tell more; after an error of "
-                            "a kernel this process cannot use the GPU any more: start it again") from error
+            raise UserError(f"GPU {self._cuda.index} failed: {error}; nvidia-smi and dmesg tell more; after an error "
+                            "of a kernel this process cannot use the GPU any more: start it again") from error
 
     @property
     def takes_pictures(self) -> bool:
