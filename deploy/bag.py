@@ -9,13 +9,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.bundle import PRECISIONS
+from deploy.backend_options import add_backend_options, open_segmenter
 from deploy.ros.bags import BagReader, BagWriter, check_output, open_bag, write_bag
 from deploy.ros.health import Health
 from deploy.ros.messages import bag_messages
 from deploy.ros.pipeline import Pipeline
 from deploy.ros.types import DETECTIONS, DIAGNOSTICS, IMAGE
-from deploy.runtime.segmenter import BACKENDS, Segmenter
 from talent.errors import UserError, command
 from talent.require import require
 
@@ -46,15 +45,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlay", action="store_true", help="also write the pictures with the object marked")
     parser.add_argument("--copy", action="store_true", help="also write what the recording holds")
     parser.add_argument("--force", action="store_true", help="replace an older bag")
-    parser.add_argument("--threshold", type=float, help="probability above which a pixel belongs to the object "
-                                                        "(default: the bundle's)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto",
-                        help="what runs the network (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="refuse a bundle that is in another one")
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: %(default)s)")
-    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
-                        help="start the engine's kernels one by one")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for onnxruntime (default: one per core)")
+    add_backend_options(parser)
     return parser
 
 
@@ -151,9 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bag.check_text_topic(arguments.prompt_topic)
         copied, left_out = _copied(bag, namespace) if arguments.copy else (set(), {})
         with (write_bag(arguments.output) as out,
-              Segmenter(arguments.bundle, arguments.backend, precision=arguments.precision, device=arguments.device,
-                        threads=arguments.threads, threshold=arguments.threshold,
-                        cuda_graphs=arguments.cuda_graphs) as segmenter):
+              open_segmenter(arguments.bundle, arguments) as segmenter):
             pipeline = Pipeline(segmenter, sentence=arguments.sentence)
             recorder = Recorder(bag, out, pipeline, topic=topic, prompt_topic=arguments.prompt_topic,
                                 namespace=namespace, overlay=arguments.overlay, copied=copied)

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import PRECISIONS
-from deploy.runtime.segmenter import BACKENDS, Segmenter
+from deploy.backend_options import add_backend_options, open_segmenter
 from deploy.video.frames import DEFAULT_FPS
 from deploy.video.sources import is_picture
 from deploy.video.stream import predict_stream
@@ -42,15 +41,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask", type=Path, metavar="PNG|DIR",
                         help="write the mask: 255 on the object, 0 elsewhere; of a video or folder one for each "
                              "picture, into a folder")
-    parser.add_argument("--threshold", type=float, help="probability above which a pixel belongs to the object "
-                                                        "(default: the bundle's)")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto",
-                        help="what runs the network (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="refuse a bundle that is in another one")
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="number of the GPU (default: %(default)s)")
-    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
-                        help="start the engine's kernels one by one")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for onnxruntime (default: one per core)")
+    add_backend_options(parser)
     stream = parser.add_argument_group(
         "videos, folders, cameras and addresses",
         "Every frame of a file is answered, in order. Of a camera, and of an address whose length is not known,\n"
@@ -105,9 +96,7 @@ def predict_picture(arguments: argparse.Namespace) -> int:
     path = Path(arguments.source)
     _check_outputs(arguments.output, arguments.mask, path)
     image = read_image(path)
-    with Segmenter(arguments.bundle, arguments.backend, precision=arguments.precision, device=arguments.device,
-                   threads=arguments.threads, threshold=arguments.threshold,
-                   cuda_graphs=arguments.cuda_graphs) as segmenter:
+    with open_segmenter(arguments.bundle, arguments) as segmenter:
         watch = Stopwatch()
         prompt = watch("text", segmenter.encode, arguments.sentence)
         tensor, letterbox = watch("preprocess", segmenter.preprocess, image)

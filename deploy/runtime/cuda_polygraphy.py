@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from deploy.runtime.driver import OUT_OF_MEMORY, CudaError, CudaGraph, Driver, Pointer, giving_back, host_address
+from deploy.runtime.driver import CudaError, Driver, giving_back, host_address
+from deploy.runtime.driver_calls import DriverCalls, array_bytes, checked_bytes, lack_of_memory
 from talent.errors import UserError
 from talent.require import require
 
@@ -22,14 +22,14 @@ _CODE = re.compile(r"CUDA Error: (\d+)")  # Polygraphy's errors tell no more
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = (ctypes.c_int(kind) for kind in (1, 2, 3))  # cudaMemcpyKind
 
 
-class PolygraphyDevice:
+class PolygraphyDevice(DriverCalls):
     """A CudaDevice of deploy.runtime.cuda. Raises UserError where Polygraphy or libcudart is missing."""
 
     name = "polygraphy"
 
     def __init__(self, driver: Driver, index: int) -> None:
-        self.index = index
-        self.driver, self.wrapper = driver, _wrapper()
+        super().__init__(driver, index)
+        self.wrapper = _wrapper()
         self._exception = require("polygraphy.exception", extra="tensorrt").PolygraphyException
         self._context: int | None = driver.retain_primary_context(index)
 
@@ -94,18 +94,6 @@ class PolygraphyDevice:
         with self.errors_of("cudaMemcpyAsync"):
             self.wrapper.memcpy(target, source, nbytes, kind, stream.handle)
 
-    def wait_for(self, stream: PolygraphyStream, other: int) -> None:
-        """What is queued on `other` so far comes before what is queued on `stream` from now on."""
-        self.driver.wait_for(stream.handle, other)
-
-    def capture(self, stream: PolygraphyStream, work: Callable[[], None]) -> CudaGraph:
-        """What `work` queues, as a graph."""
-        return self.driver.capture(stream.handle, work)
-
-    def pointer(self, address: int) -> Pointer:
-        """What an address is."""
-        return self.driver.pointer(address)
-
     def close(self) -> None:
         """Release the primary context. Twice is fine."""
         if self._context is not None:
@@ -118,16 +106,9 @@ class PolygraphyMemory:
     """A DeviceMemory."""
 
     def __init__(self, device: PolygraphyDevice, nbytes: int) -> None:
-        if nbytes < 1:
-            raise ValueError(f"expected at least one byte, received {nbytes}")
-        self._device, self.nbytes = device, nbytes
-        try:
-            with device.errors_of("cudaMalloc"):
-                self.address: int = device.wrapper.malloc(nbytes)
-        except CudaError as error:
-            if error.code != OUT_OF_MEMORY:
-                raise
-            raise device.driver.out_of_memory(nbytes, device.index) from error
+        self._device, self.nbytes = device, checked_bytes(nbytes)
+        with lack_of_memory(lambda: device.driver.out_of_memory(nbytes, device.index)), device.errors_of("cudaMalloc"):
+            self.address: int = device.wrapper.malloc(nbytes)
 
     def close(self) -> None:
         """Free it. Twice is fine."""
@@ -162,16 +143,10 @@ class DriverPinnedArray:
     """A PinnedArray by the driver."""
 
     def __init__(self, device: PolygraphyDevice, shape: int | tuple[int, ...], dtype: DTypeLike) -> None:
-        nbytes = np.dtype(dtype).itemsize * prod(np.atleast_1d(shape).tolist())
-        if nbytes < 1:
-            raise ValueError(f"expected a shape of at least one element, received {shape}")
+        nbytes = array_bytes(shape, dtype)
         self._device = device
-        try:
+        with lack_of_memory(lambda: device.driver.cannot_lock(nbytes)):
             self._address = device.driver.allocate_host(nbytes)
-        except CudaError as error:
-            if error.code != OUT_OF_MEMORY:
-                raise
-            raise device.driver.cannot_lock(nbytes) from error
         memory = (ctypes.c_uint8 * nbytes).from_address(self._address)
         self._array: np.ndarray | None = np.frombuffer(memory, dtype).reshape(shape)
 

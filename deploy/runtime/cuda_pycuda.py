@@ -7,37 +7,28 @@ made in lies on top of it: so `current` pushes there, in every thread the very s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from deploy.runtime.driver import (
-    OUT_OF_MEMORY,
-    STREAM_NON_BLOCKING,
-    CudaError,
-    CudaGraph,
-    Driver,
-    Pointer,
-    giving_back,
-    host_address,
-)
+from deploy.runtime.driver import STREAM_NON_BLOCKING, Driver, giving_back, host_address
+from deploy.runtime.driver_calls import DriverCalls, array_bytes, checked_bytes, lack_of_memory
 from talent.errors import UserError
 from talent.require import require
 
 
-class PycudaDevice:
+class PycudaDevice(DriverCalls):
     """A CudaDevice of deploy.runtime.cuda. Raises UserError where pycuda is missing or does not load."""
 
     name = "pycuda"
 
     def __init__(self, driver: Driver, index: int) -> None:
-        self.index = index
-        self.driver, self.cuda = driver, _pycuda()
+        super().__init__(driver, index)
+        self.cuda = _pycuda()
         self._context: Any = None
         with self.errors():
             self.cuda.init()
@@ -110,18 +101,6 @@ class PycudaDevice:
         with self.errors():
             self.cuda.memcpy_dtod_async(target, source, nbytes, stream.opened())
 
-    def wait_for(self, stream: PycudaStream, other: int) -> None:
-        """What is queued on `other` so far comes before what is queued on `stream` from now on."""
-        self.driver.wait_for(stream.handle, other)
-
-    def capture(self, stream: PycudaStream, work: Callable[[], None]) -> CudaGraph:
-        """What `work` queues, as a graph, which pycuda has not."""
-        return self.driver.capture(stream.handle, work)
-
-    def pointer(self, address: int) -> Pointer:
-        """What an address is."""
-        return self.driver.pointer(address)
-
     def close(self) -> None:
         """Release the primary context. Twice is fine."""
         if self._context is None:
@@ -145,16 +124,9 @@ class PycudaMemory:
     """A DeviceMemory."""
 
     def __init__(self, device: PycudaDevice, nbytes: int) -> None:
-        if nbytes < 1:
-            raise ValueError(f"expected at least one byte, received {nbytes}")
-        self._device, self.nbytes = device, nbytes
-        try:
-            with device.errors():
-                self._allocation = device.cuda.mem_alloc(nbytes)
-        except CudaError as error:
-            if error.code != OUT_OF_MEMORY:
-                raise
-            raise device.driver.out_of_memory(nbytes, device.index) from error
+        self._device, self.nbytes = device, checked_bytes(nbytes)
+        with lack_of_memory(lambda: device.driver.out_of_memory(nbytes, device.index)), device.errors():
+            self._allocation = device.cuda.mem_alloc(nbytes)
         self.address = int(self._allocation)
 
     def close(self) -> None:
@@ -169,19 +141,11 @@ class PycudaPinnedArray:
     """A PinnedArray."""
 
     def __init__(self, device: PycudaDevice, shape: int | tuple[int, ...], dtype: DTypeLike) -> None:
-        nbytes = np.dtype(dtype).itemsize * prod(np.atleast_1d(shape).tolist())
-        if nbytes < 1:
-            raise ValueError(f"expected a shape of at least one element, received {shape}")
+        nbytes = array_bytes(shape, dtype)
         self._device = device
         self._array: np.ndarray | None = None
-        try:
-            with device.errors():
-                self._array = device.cuda.pagelocked_empty(
-                    shape, dtype, mem_flags=device.cuda.host_alloc_flags.PORTABLE)
-        except CudaError as error:
-            if error.code != OUT_OF_MEMORY:
-                raise
-            raise device.driver.cannot_lock(nbytes) from error
+        with lack_of_memory(lambda: device.driver.cannot_lock(nbytes)), device.errors():
+            self._array = device.cuda.pagelocked_empty(shape, dtype, mem_flags=device.cuda.host_alloc_flags.PORTABLE)
 
     @property
     def array(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deploy.backend_options import open_segmenter
 from deploy.runtime.segmenter import Segmenter
 from deploy.video.answering import Answer, Answerer
 from deploy.video.drawing import draw
@@ -77,8 +78,7 @@ def predict_stream(arguments: argparse.Namespace) -> int:
         overlays = _folder(folders, arguments.output if not _writes_video(arguments) else None)
         masks = _folder(folders, arguments.mask)
         segmenter = stack.enter_context(
-            Segmenter(arguments.bundle, arguments.backend, precision=arguments.precision, device=arguments.device,
-                      threads=arguments.threads, threshold=arguments.threshold, cuda_graphs=arguments.cuda_graphs))
+            open_segmenter(arguments.bundle, arguments))
         sentences = Sentences(segmenter.encode, arguments.sentence, script)
         reasons = f" ({'; '.join(segmenter.auto_report)})" if segmenter.auto_report else ""
         print(f"backend: {segmenter.backend.name}{reasons}")

@@ -8,10 +8,10 @@
 #include <thread>
 #include <vector>
 
-#include "byte_symbols.h"
 #include "check.h"
 #include "temporary_folder.h"
 #include "talent/errors.h"
+#include "toy_bundle.h"
 
 using talent::Tokenizer;
 
@@ -22,39 +22,9 @@ constexpr int kEnd = 515;
 
 std::filesystem::path folder;
 
-// A tokenizer.json with the merges "m u" and "mu g</w>"; `from` in it, which must be there once or more, becomes `to`.
+// The toy bundle's tokenizer.json; `from` in it, which must be there once or more, becomes `to`.
 std::filesystem::path write_file(const std::string& from = "", const std::string& to = "") {
-  std::ostringstream text;
-  text << R"json({"version": "1.0", "added_tokens": [], "decoder": null,
-"truncation": {"direction": "Right", "max_length": 17, "strategy": "LongestFirst", "stride": 0}, "padding": null,
-"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"},
-  {"type": "Replace", "pattern": {"Regex": "[\u02bc\u2018-\u201b]"}, "content": "'"},
-  {"type": "Replace", "pattern": {"Regex": "[\u201c-\u201f]"}, "content": "\""},
-  {"type": "Replace", "pattern": {"Regex": "[\\x00-\\x08\\x0b\\x0e-\\x1f\\x7f\\u206a-\\u206f\\ufeff\\ufff9-\\ufffc]"},
-   "content": ""},
-  {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}, {"type": "Lowercase"}]},
-"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-  {"type": "Split", "pattern": {"Regex": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+"},
-   "behavior": "Removed", "invert": true},
-  {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]},
-"post_processor": {"type": "TemplateProcessing",
-  "single": [{"SpecialToken": {"id": "<start_of_text>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-             {"SpecialToken": {"id": "<end_of_text>", "type_id": 0}}],
-  "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-  "special_tokens": {
-    "<end_of_text>": {"id": "<end_of_text>", "ids": [515], "tokens": ["<end_of_text>"]},
-    "<start_of_text>": {"id": "<start_of_text>", "ids": [514], "tokens": ["<start_of_text>"]}}},
-"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-  "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-  "merges": [["m", "u"], "mu g</w>"], "vocab": {)json";
-  const std::vector<std::string> symbols = byte_symbols();
-  for (size_t byte = 0; byte < symbols.size(); ++byte) {
-    const std::string escape = symbols[byte] == "\"" || symbols[byte] == "\\" ? "\\" : "";
-    text << '"' << escape << symbols[byte] << "\": " << byte << ", ";
-    text << '"' << escape << symbols[byte] << "</w>\": " << 256 + byte << ", ";
-  }
-  text << R"("mu": 512, "mug</w>": 513, "<start_of_text>": 514, "<end_of_text>": 515}}})";
-  std::string content = text.str();
+  std::string content = toy_tokenizer_text();
   size_t changes = 0;
   for (size_t place = 0; !from.empty() && (place = content.find(from, place)) != content.npos; ++changes) {
     content.replace(place, from.size(), to);

@@ -9,7 +9,7 @@ import pytest
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.typesys import Stores, get_typestore
 
-from deploy import Segmenter, bag
+from deploy import Segmenter, backend_options
 from deploy.bag import main
 from deploy.ros.bags import METADATA
 from deploy.ros.types import DETECTIONS, IMAGE, STRING
@@ -286,7 +286,7 @@ def test_every_setting_of_the_backend_reaches_the_segmenter(recording, tmp_path,
         given.append((backend, options))
         return Segmenter(toy_bundle, "onnxruntime", threads=1)
 
-    monkeypatch.setattr(bag, "Segmenter", segmenter)
+    monkeypatch.setattr(backend_options, "Segmenter", segmenter)
     assert main([str(recording), "g", "-o", str(tmp_path / "out.mcap"), "--backend", "tensorrt", "--device", "1",
                  "--precision", "fp16", "--no-cuda-graphs"]) == 0
     assert main([str(recording), "g", "-o", str(tmp_path / "more.mcap")]) == 0

@@ -120,7 +120,7 @@ def test_options_of_the_segmenter_reach_it(toy_bundle, photo, tmp_path, capsys, 
             given.update(options)
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr("deploy.predict.Segmenter", Recorder)
+    monkeypatch.setattr("deploy.backend_options.Segmenter", Recorder)
     assert run(toy_bundle.directory, photo, "r", "--no-cuda-graphs", "--device", "3", "--precision", "fp32") == 0
     assert (given["cuda_graphs"], given["device"], given["precision"]) == (False, 3, "fp32")
     assert run(toy_bundle.directory, photo, "r") == 0
