@@ -19,8 +19,9 @@ TENSORRT = ["tensorrt>=10.3", "polygraphy>=0.49.14", "pycuda", "tqdm>=4.66"]
 CPU = ["onnxruntime>=1.18", "tqdm>=4.66"]
 ROS = ["rosbags>=0.11", "tqdm>=4.66"]
 BENCHMARKS = ["matplotlib>=3.8", "psutil>=5.9"]
+PEERS = ["transformers>=4.40"]
 DEV = ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "build", "jsonschema>=4.18"]
-ALL = sorted({*EXPORT, *RTX, *ROS, *BENCHMARKS})
+ALL = sorted({*EXPORT, *RTX, *ROS, *BENCHMARKS, *PEERS})
 
 setup(
     name="talent-edge",
@@ -34,7 +35,7 @@ setup(
     package_data={"deploy": ["bundle.schema.json"]},
     install_requires=RUNTIME,
     extras_require={"train": TRAIN, "export": EXPORT, "rtx": RTX, "tensorrt": TENSORRT, "cpu": CPU,
-                    "ros": ROS, "benchmarks": BENCHMARKS, "dev": [*DEV, *ALL], "all": ALL},
+                    "ros": ROS, "benchmarks": BENCHMARKS, "peers": PEERS, "dev": [*DEV, *ALL], "all": ALL},
     entry_points={"console_scripts": [
         "talent-train = talent.cli:train",
         "talent-eval = deploy.cli:evaluate",

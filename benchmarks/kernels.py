@@ -29,7 +29,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as latency.py, before PyT
 
 from tqdm import tqdm  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.kernel_cases import BYTES, ROWS, SHAPES, Case, Machine, Row  # noqa: E402
 from benchmarks.kernel_chart import draw_chart  # noqa: E402

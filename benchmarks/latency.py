@@ -1,261 +1,202 @@
-"""Latency from a photo and a sentence to the mask, stage by stage, of every backend that runs here.
+"""Latency from a photo and a sentence to the mask, stage by stage, of every backend that runs here, and what it takes.
 
-All rows see the same samples. They are measured in rounds, one pass of each row per round, the order rotated, so that a
-clock that drops or another program that starts hits all of them alike.
+    each row in a process of its own: load time, first inference, memory --> all rows in one process, warmed up -->
+    interleaved rounds (timing.py) while a thread reads the meters (power.py) --> result file, table, chart
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import json
+import dataclasses
 import os
-import platform
-import subprocess
 import sys
-import time
-from collections import defaultdict
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 # Before the OpenMP of PyTorch is loaded: threads that spin after their work take the cores from the row that comes next
 # (seen on two cores: 113 ms instead of 29 ms for the same row).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import cv2  # noqa: E402
-import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.rounds import aligned, rotations  # noqa: E402
+from benchmarks import results_file  # noqa: E402
+from benchmarks.contenders import (  # noqa: E402
+    EAGER,
+    MERGED,
+    ONNX_RUNTIME,
+    BundleContender,
+    Contender,
+    NotRun,
+    Opened,
+    bundle_contenders,
+    checkpoint_contenders,
+    named_apart,
+)
+from benchmarks.fresh_process import Alone, Job, alone  # noqa: E402
+from benchmarks.intervals import summary  # noqa: E402
+from benchmarks.latency_view import EMULATED, STAGE_COLOURS, draw_chart, table  # noqa: E402
+from benchmarks.machine import busy, conditions, describe, describe_device, machine, usable_cores  # noqa: E402
+from benchmarks.meters import find_meters  # noqa: E402
+from benchmarks.power import PowerLog  # noqa: E402
+from benchmarks.timing import FRAME, ON_GPU, STAGES, TIMED, WHOLE, Question, Times, measure  # noqa: E402
+from benchmarks.warm_up import MOST  # noqa: E402
 from deploy.bundle import Bundle  # noqa: E402
-from deploy.runtime.gpu import gpu_architecture  # noqa: E402
-from deploy.runtime.segmenter import Segmentation, Segmenter  # noqa: E402
-from deploy.runtime.tensorrt import RUNTIMES  # noqa: E402
-from talent import provenance  # noqa: E402
 from talent.data.registry import SHAPES, open_dataset  # noqa: E402
-from talent.data.sample import Sample  # noqa: E402
+from talent.data.sample import Samples  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
-from talent.files import atomic_write  # noqa: E402
-from talent.image import Letterbox, check_image_path, preprocess  # noqa: E402
-from talent.require import require  # noqa: E402
+from talent.files import check_writable  # noqa: E402
+from talent.image import check_image_path  # noqa: E402
 
-STAGES = ("preprocess", "text", "vision", "postprocess")
-FRAME = "frame"  # what a frame costs while the expression stays: all but the text
-WHOLE = "whole"
-TIMED = (*STAGES, FRAME, WHOLE)
-PERCENTILES = (50, 90, 99)
+__all__ = ["EAGER", "EMULATED", "FRAME", "MERGED", "ONNX_RUNTIME", "ON_GPU", "STAGES", "STAGE_COLOURS", "TIMED",
+           "WHOLE", "benchmark", "describe", "describe_device", "draw_chart", "main", "table"]
+
 PHOTO = 640  # side of the photos in pixels, about what a camera gives: pre- and postprocessing depend on it
-WARM_UP = 3  # samples per row that are not counted: the first runs allocate, and TensorRT-RTX compiles its kernels
-EAGER, MERGED, ONNX_RUNTIME = "PyTorch eager", "PyTorch merged", "ONNX Runtime"
-BACKENDS = {"onnxruntime": ONNX_RUNTIME, "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-EMULATED = ("emulated: a CPU computes FP16 by casting to FP32 and back, and INT8 bundles are FP16 between their INT8 "
-            "layers; these rows say nothing about a GPU")
+JPEG_QUALITY = 95
 PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "numpy",
             "opencv-python-headless")
-STAGE_COLOURS = {"preprocess": "#9aa7b5", "text": "#e3a13a", "vision": "#3d7fc1", "postprocess": "#5fa777"}
-EXAMPLE = """example:
+NO_CHECKPOINT = "pass --checkpoint"
+ALL = "all"
+EXAMPLE = """examples:
   python benchmarks/latency.py bundle-fp16/ bundle-int8/ --checkpoint runs/mine/best --json latency.json
+  python benchmarks/latency.py bundle-fp16/ --prompts 1,4,16 --batch 1,4
+  python benchmarks/compare.py before.json latency.json
 """
 
 
-class Stages(Protocol):
-    """What is timed: the four steps of a Segmenter."""
-
-    def preprocess(self, image: np.ndarray) -> tuple[np.ndarray, Letterbox]: ...
-
-    def encode(self, sentence: str) -> Any: ...
-
-    def infer(self, tensor: np.ndarray, prompt: Any) -> np.ndarray: ...
-
-    def postprocess(self, logits: np.ndarray, letterbox: Letterbox) -> Segmentation: ...
-
-
-class TorchSegmenter:
-    """A PyTorch network as `Stages`: the runtime's pre- and postprocessing around the model's own two halves."""
-
-    def __init__(self, model, tokenizer, *, image_size: int, postprocessor: Segmenter, device: str) -> None:
-        self.model, self.device = model.to(device).eval(), device
-        self.tokenizer, self.image_size = tokenizer, image_size
-        self.postprocess = postprocessor.postprocess
-        self._torch = require("torch", extra="train")
-
-    def preprocess(self, image: np.ndarray) -> tuple[np.ndarray, Letterbox]:
-        return preprocess(image, self.image_size)
-
-    def encode(self, sentence: str):
-        torch = self._torch
-        with torch.inference_mode():
-            tokens = torch.from_numpy(self.tokenizer([sentence])).to(self.device)
-            prompt = self.model.prompt(self.model.text(tokens))
-            if self.device == "cuda":
-                torch.cuda.synchronize()  # else the work would be timed in the next stage
-        return prompt
-
-    def infer(self, tensor: np.ndarray, prompt) -> np.ndarray:
-        with self._torch.inference_mode():
-            logits, _ = self.model.segment(self._torch.from_numpy(tensor).to(self.device), prompt)
-            return logits.float().cpu().numpy()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table. device: cpu or cuda. source: the bundle or checkpoint it comes from."""
-
-    backend: str
-    precision: str
-    device: str
-    source: str
-    emulated: bool = False
-
-    @property
-    def label(self) -> str:
-        return f"{self.backend} {self.precision.upper()}{' (emulated)' if self.emulated else ''}"
-
-
-@dataclass(frozen=True)
-class NotRun:
-    """A row that could not be measured, and why."""
-
-    backend: str
-    precision: str
-    source: str
-    reason: str
-
-
-class Contenders:
-    """Everything that is measured, opened; a context manager that closes it."""
-
-    def __init__(self, bundles: Sequence[Bundle], *, checkpoint: Path | None, threads: int) -> None:
-        self.rows: dict[Row, Stages] = {}
-        self.not_run: list[NotRun] = []
-        self._stack = contextlib.ExitStack()
-        try:
-            segmenters = self._open_bundles(bundles, threads)
-            self._open_checkpoint(checkpoint, segmenters)
-        except BaseException:
-            self._stack.close()
-            raise
-        self.rows.update(segmenters)
-
-    def __enter__(self) -> Contenders:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def _open_bundles(self, bundles: Sequence[Bundle], threads: int) -> dict[Row, Segmenter]:
-        segmenters = {}
-        for backend in ("onnxruntime", *RUNTIMES):
-            for bundle in bundles:
-                on_cpu = backend == "onnxruntime"
-                row = Row(BACKENDS[backend], bundle.precision, "cpu" if on_cpu else "cuda", str(bundle.directory),
-                          emulated=on_cpu and bundle.precision != "fp32")
-                try:
-                    # no prompt is kept: the text is to be computed whenever it is timed
-                    segmenter = Segmenter(bundle, backend, threads=threads, prompts=0)
-                    segmenters[row] = self._stack.enter_context(segmenter)
-                except UserError as error:
-                    self.not_run.append(NotRun(row.backend, row.precision, row.source, str(error)))
-        if not segmenters:
-            raise UserError(f"no bundle runs here: {self.not_run[0].reason}")
-        return segmenters
-
-    def _open_checkpoint(self, path: Path | None, segmenters: dict[Row, Segmenter]) -> None:
-        if path is None:
-            self.not_run += [NotRun(backend, "fp32", "", "pass --checkpoint") for backend in (EAGER, MERGED)]
-            return
-        from talent.checkpoint import load_checkpoint  # torch, which the bundles do not need
-        from talent.image_size import resized
-        from talent.model.lora import merge_lora
-
-        sizes = sorted({segmenter.bundle.image_size for segmenter in segmenters.values()})
-        if len(sizes) > 1:
-            raise UserError(f"expected bundles of one image size beside --checkpoint, received {sizes} pixels; measure "
-                            "one size at a time")
-        torch = require("torch", extra="train")
-        checkpoint = resized(load_checkpoint(path), sizes[0])
-        postprocessor = next(iter(segmenters.values()))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        models = {EAGER: checkpoint.model}
-        if checkpoint.lora:
-            models[MERGED] = copy.deepcopy(checkpoint.model)
-            merge_lora(models[MERGED])
-        else:
-            self.not_run.append(NotRun(MERGED, "fp32", str(path), "this checkpoint has no LoRA factors to merge"))
-        for backend, model in models.items():
-            self.rows[Row(backend, "fp32", device, str(path))] = TorchSegmenter(
-                model, checkpoint.tokenizer, image_size=checkpoint.config.image_size, postprocessor=postprocessor,
-                device=device)
-
-
-def run_once(stages: Stages, sample: Sample) -> tuple[float, ...]:
-    """Seconds of TIMED."""
-    start = time.perf_counter()
-    tensor, box = stages.preprocess(sample.image)
-    preprocessed = time.perf_counter()
-    prompt = stages.encode(sample.expressions[0])
-    encoded = time.perf_counter()
-    logits = stages.infer(tensor, prompt)
-    inferred = time.perf_counter()
-    stages.postprocess(logits, box)
-    end = time.perf_counter()
-    text = encoded - preprocessed
-    return preprocessed - start, text, inferred - encoded, end - inferred, end - start - text, end - start
-
-
-def measure(rows: dict[Row, Stages], samples: Sequence[Sample], *, rounds: int) -> list[dict[str, Any]]:
-    """Percentiles in milliseconds, one record per row and stage, over rounds x samples runs of each row."""
-    times: dict[Row, list[tuple[float, ...]]] = defaultdict(list)
-    names = list(rows)
-    with tqdm(total=len(names) * (rounds + 1), desc="latency", unit="pass", leave=False, disable=None) as bar:
-        for row in names:
-            for sample in samples[:WARM_UP]:
-                run_once(rows[row], sample)
-            bar.update()
-        for turn in rotations(names, rounds):
-            for row in turn:
-                times[row] += [run_once(rows[row], sample) for sample in samples]
-                bar.update()
-    records = []
-    for row in names:
-        milliseconds = 1000 * np.percentile(times[row], PERCENTILES, axis=0).T  # [stage, percentile]
-        for stage, values in zip(TIMED, milliseconds, strict=True):
-            percentiles = {f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, values, strict=True)}
-            records.append({**asdict(row), "stage": stage, **percentiles})
-    return records
-
-
 def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path | None = None, data: str = "shapes",
-              samples: int = 20, rounds: int = 5, threads: int | None = None) -> dict[str, Any]:
-    """The whole report, as `--json` writes it. threads: None for one per core. Raises UserError for bad input."""
-    for name, value in (("samples", samples), ("rounds", rounds), ("threads", 1 if threads is None else threads)):
+              samples: int = 10, rounds: int = 10, threads: int | None = None, prompts: Sequence[int] = (1,),
+              batches: Sequence[int] = (1,), most_warm_up: int = MOST, further: Sequence[Contender] = (),
+              in_own_process: bool = True, command: Sequence[str] = ("benchmarks/latency.py",)) -> dict[str, Any]:
+    """The whole result, as `--json` writes it.
+
+    threads: None for one per core. prompts, batches: expressions per photo, and pictures together, that are measured.
+    further: contenders besides the bundles and the checkpoint. in_own_process: also measure every row alone; one that
+    fails there is not opened here.
+    Raises UserError for bad input, and where no bundle runs here.
+    """
+    numbers = {"samples": samples, "rounds": rounds, "threads": 1 if threads is None else threads,
+               "warm-up": most_warm_up, "prompts": min(prompts, default=1), "batch": min(batches, default=1)}
+    for name, value in numbers.items():
         if value < 1:
             raise UserError(f"--{name}: expected at least 1, received {value}")
     opened = [bundle if isinstance(bundle, Bundle) else Bundle.load(bundle) for bundle in bundles]
     if not opened:
         raise UserError("expected at least one bundle; make one with talent-export")
+    contenders, image_size = gather(opened, checkpoint=checkpoint, further=further)
     scenes = open_dataset(data, split="test", size=PHOTO, length=samples)
-    threads = threads or _cores()
-    checkpoint = Path(checkpoint) if checkpoint else None
-    with _limited(threads), Contenders(opened, checkpoint=checkpoint, threads=threads) as contenders:
-        latency = measure(contenders.rows, [scenes[i] for i in range(samples)], rounds=rounds)
-        not_run = [asdict(entry) for entry in contenders.not_run]
-    return {"latency": latency, "not_run": not_run, "device": describe_device(), "threads": threads, "data": data,
-            "samples": samples, "rounds": rounds, "photo": PHOTO,
-            "bundles": [{"name": str(bundle.directory), "precision": bundle.precision, "preset": bundle.preset,
-                         "image_size": bundle.image_size, "commit": bundle.commit, "source": dict(bundle.source)}
-                        for bundle in opened],
-            "commit": provenance.commit(), "versions": provenance.versions(*PACKAGES)}
+    threads = threads or usable_cores()
+    facts = machine()
+    if further:
+        from benchmarks.peers import prepare
+
+        prepare(further, image_size=image_size)  # an export takes minutes and is no part of opening what it made
+    with tempfile.TemporaryDirectory() as folder:
+        questions = write_questions(scenes, samples, Path(folder))
+        costs = _alone(contenders, questions[0], image_size, threads) if in_own_process else {}
+        failed = {contender: cost.failure for contender, cost in costs.items() if cost.failure}
+        with _limited(threads), Opened(contenders, image_size=image_size, threads=threads, failed=failed) as ready:
+            if not any(isinstance(contender, BundleContender) for contender in ready.stages):
+                raise UserError(f"no bundle runs here: {_reason_of_bundles(contenders, ready)}")
+            known = {contender: stages.facts() for contender, stages in ready.stages.items()}
+            meters, no_meters = find_meters()
+            with PowerLog(meters) as power:
+                times = measure(ready.stages, questions, rounds=rounds, prompts=prompts, batches=batches,
+                                most_warm_up=most_warm_up)
+    facts["after"] = conditions()
+    facts["unknown"].update({f"power of the {what}": reason for what, reason in no_meters.items()})
+    rows = [_row(contender, times[contender], known[contender], costs.get(contender), power) for contender in times]
+    settings = {"data": data, "samples": samples, "rounds": rounds, "threads": threads, "photo": PHOTO,
+                "image_size": image_size, "prompts": list(prompts), "batches": list(batches),
+                "most_warm_up": most_warm_up, "bundles": [_describe_bundle(bundle) for bundle in opened]}
+    not_run = [*ready.not_run, *_stages_not_run(times)]
+    if checkpoint is None:
+        not_run += [NotRun(f"{backend} FP32", NO_CHECKPOINT, backend, "fp32") for backend in (EAGER, MERGED)]
+    return results_file.new("latency", title=_title(opened), rows=rows, settings=settings, command=command,
+                            packages=PACKAGES, machine=facts, not_run=[dataclasses.asdict(entry) for entry in not_run],
+                            notes=_notes(times, busy(facts)))
 
 
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def gather(bundles: Sequence[Bundle], *, checkpoint: str | Path | None,
+           further: Sequence[Contender] = ()) -> tuple[list[Contender], int]:
+    """Everything that is to be measured, the checkpoint first, and the side of the input in pixels.
+
+    Raises UserError where there are bundles of several sizes and others that would have to take them all.
+    """
+    sizes = sorted({bundle.image_size for bundle in bundles})
+    contenders = [*(checkpoint_contenders(Path(checkpoint)) if checkpoint else []), *further]
+    if len(sizes) > 1 and any(contender.image_size is None for contender in contenders):
+        raise UserError(f"expected bundles of one image size beside --checkpoint, received {sizes} pixels; measure "
+                        "one size at a time")
+    return named_apart([*contenders, *bundle_contenders(bundles)]), sizes[0]
+
+
+def write_questions(scenes: Samples, count: int, folder: Path) -> list[Question]:
+    """The first pictures of a data set as JPEG files, which cameras and disks give, with their first sentences."""
+    questions = []
+    for index in range(count):
+        sample = scenes[index]
+        path = folder / f"{index:04}.jpg"
+        image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
+        if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
+            raise UserError(f"cannot write the picture {path}; check the free space of the folder for temporary files")
+        questions.append(Question(path, sample.expressions[0]))
+    return questions
+
+
+def _alone(contenders: Sequence[Contender], question: Question, image_size: int,
+           threads: int) -> dict[Contender, Alone]:
+    """What each contender costs in a process of its own."""
+    return {contender: alone(Job(contender, image_size, threads, str(question.picture), question.sentence))
+            for contender in tqdm(contenders, desc="each alone", unit="row", leave=False, disable=None)}
+
+
+def _row(contender: Contender, times: Times, known: dict[str, Any], cost: Alone | None,
+         power: PowerLog) -> dict[str, Any]:
+    stages = {stage: summary(rounds) for stage, rounds in times.stages.items()}
+    gflop = known.get("gflop")
+    facts = {name: value for name, value in dataclasses.asdict(cost or Alone()).items() if name != "failure"}
+    facts |= {"engine_bytes": None, "gflop": None, **known,
+              "gflop_per_second": gflop and 1000 * gflop / stages["vision"]["p50_ms"],
+              "warm_up_runs": times.warm_up.runs, "warm_up_stable": times.warm_up.stable,
+              **power.per_frame(times.spans, times.frames)}
+    return results_file.row(contender.name, backend=contender.backend or contender.name, precision=contender.precision,
+                            device=contender.device, source=contender.source, emulated=contender.emulated,
+                            stages=stages, facts=facts)
+
+
+def _stages_not_run(times: dict[Contender, Times]) -> list[NotRun]:
+    return [NotRun(f"{contender.name}: {stage}", reason, contender.backend, contender.precision, contender.source)
+            for contender, found in times.items() for stage, reason in found.not_run.items()]
+
+
+def _notes(times: dict[Contender, Times], load: str | None) -> list[str]:
+    notes = [EMULATED] if any(contender.emulated for contender in times) else []
+    notes += [f"a busy machine: before the first run {load}; end other programs and measure again"] if load else []
+    return notes + [f"{contender.name} was not stable after {found.warm_up.runs} runs of warm-up"
+                    for contender, found in times.items() if not found.warm_up.stable]
+
+
+def _reason_of_bundles(contenders: Sequence[Contender], ready: Opened) -> str:
+    """Why the first bundle does not run."""
+    first = next(contender.name for contender in contenders if isinstance(contender, BundleContender))
+    return next(entry.reason for entry in ready.not_run if entry.name == first)
+
+
+def _title(bundles: Sequence[Bundle]) -> str:
+    networks = dict.fromkeys(f"{bundle.preset} at {bundle.image_size} px" for bundle in bundles)
+    return f"Latency, {', '.join(networks)}"
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    return {"name": str(bundle.directory), "precision": bundle.precision, "preset": bundle.preset,
+            "image_size": bundle.image_size, "commit": bundle.commit, "source": dict(bundle.source)}
 
 
 @contextlib.contextmanager
@@ -277,145 +218,71 @@ def _limited(threads: int) -> Iterator[None]:
             torch.set_num_threads(before[1])
 
 
-def describe_device() -> dict[str, Any]:
-    """Processor, clocks and power mode: what a number needs so that somebody else can repeat it."""
-    return {"cpu": _cpu_name(), "cores": _cores(),
-            "cpu_governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-            "board": _first_line(Path("/proc/device-tree/model")), "power_mode": _output("nvpmodel", "-q"),
-            "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit",
-                           "--format=csv,noheader") or gpu_architecture()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text().strip("\0\n").partition("\n")[0] or None
-    except OSError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return " / ".join(done.stdout.split("\n")).strip(" /") or None if done.returncode == 0 else None
-
-
-def by_row(report: dict[str, Any]) -> dict[Row, dict[str, dict[str, float]]]:
-    """Row -> stage -> {"p50_ms", "p90_ms", "p99_ms"}, in the order of measurement."""
-    rows: dict[Row, dict[str, dict[str, float]]] = defaultdict(dict)
-    for record in report["latency"]:
-        row = Row(*(record[name] for name in ("backend", "precision", "device", "source", "emulated")))
-        rows[row][record["stage"]] = {f"p{q}_ms": record[f"p{q}_ms"] for q in PERCENTILES}
-    return dict(rows)
-
-
-def of_eager(rows: dict[Row, dict[str, dict[str, float]]]) -> dict[Row, float]:
-    """What a frame takes (median, the expression cached) over what it takes PyTorch eager on the same device."""
-    eager = {row.device: stages[FRAME]["p50_ms"] for row, stages in rows.items() if row.backend == EAGER}
-    return {row: stages[FRAME]["p50_ms"] / eager[row.device] for row, stages in rows.items() if row.device in eager}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as text: a line per row, then what was not run and why."""
-    lines = [["", "device", "from", *TIMED, "frame of eager"]]
-    rows = by_row(report)
-    shares = of_eager(rows)
-    for row, stages in rows.items():
-        cells = ["/".join(f"{value:.1f}" for value in stages[stage].values()) for stage in TIMED]
-        lines.append([row.label, row.device, row.source, *cells, f"{shares[row]:.2f}" if row in shares else "-"])
-    text = aligned(lines, left=3)
-    text.append(f"milliseconds p50/p90/p99 of {report['rounds']} rounds x {report['samples']} samples of "
-                f"{report['data']}, {report['photo']} px photos, {report['threads']} threads, "
-                f"{report['device']['gpu'] or report['device']['cpu']}; a frame is all but the text, which a robot "
-                "computes once per expression")
-    if any(record["emulated"] for record in report["latency"]):
-        text.append(EMULATED)
-    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for entry in report["not_run"]:
-        reasons[entry["backend"], entry["reason"]].append(entry["precision"].upper())
-    text += [f"not run: {backend} {', '.join(precisions)}: {reason}"
-             for (backend, reason), precisions in reasons.items()]
-    return "\n".join(text)
-
-
-def draw_chart(report: dict[str, Any], path: str | Path) -> None:
-    """A bar per row, its stages stacked (p50), the whole written beside it."""
-    matplotlib = require("matplotlib", extra="benchmarks")
-    matplotlib.use("Agg")
-    plt = require("matplotlib.pyplot", extra="benchmarks")
-    rows = by_row(report)
-    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.52 * len(rows)), layout="constrained")
-    labels = [row.label for row in rows]
-    if len(set(labels)) < len(labels):  # two bundles of one precision
-        labels = [f"{row.label}\n{row.source}" for row in rows]
-    places, left = np.arange(len(rows)), np.zeros(len(rows))
-    for stage in STAGES:
-        values = np.array([stages[stage]["p50_ms"] for stages in rows.values()])
-        axes.barh(places, values, left=left, height=0.62, color=STAGE_COLOURS[stage], label=stage)
-        left += values
-    wholes = [stages[WHOLE] for stages in rows.values()]
-    for place, end, whole in zip(places, left, wholes, strict=True):
-        axes.annotate(f"{whole['p50_ms']:.1f} ms", (end, place), xytext=(6, 0), textcoords="offset points", va="center",
-                      fontweight="bold", bbox={"color": "white", "pad": 1})
-    axes.set_yticks(places, labels)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.14 * left.max())
-    axes.set_xlabel("milliseconds, median; bold: the whole way from photo and sentence to mask")
-    axes.set_title(f"{report['device']['gpu'] or report['device']['cpu']}, {report['threads']} threads", loc="left",
-                   fontsize=10, color="#555555")
-    axes.xaxis.grid(color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=len(STAGES), frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-
-
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="latency.py", description=__doc__.partition("\n")[0], epilog=EXAMPLE,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="directory that talent-export wrote")
     result.add_argument("--checkpoint", type=Path, help="checkpoint of the bundles: adds the PyTorch rows")
+    result.add_argument("--peers", nargs="?", const=ALL, metavar="NAME,...",
+                        help="add what a user might pick instead, all of them or those of these names "
+                             "(benchmarks/peers.py)")
     result.add_argument("--data", default="shapes", help=f"samples: {', '.join(SHAPES)} (default: %(default)s)")
-    result.add_argument("--samples", type=int, default=20, metavar="N", help="samples of a pass (default: %(default)s)")
-    result.add_argument("--rounds", type=int, default=5, metavar="R", help="passes per row (default: %(default)s)")
+    result.add_argument("--samples", type=int, default=10, metavar="N", help="samples of a pass (default: %(default)s)")
+    result.add_argument("--rounds", type=int, default=10, metavar="R",
+                        help="passes per row; from four on two runs can be compared (default: %(default)s)")
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    result.add_argument("--prompts", default="1", metavar="N,...",
+                        help="expressions per photo that are measured (default: %(default)s)")
+    result.add_argument("--batch", default="1", metavar="N,...",
+                        help="pictures together that are measured (default: %(default)s)")
+    result.add_argument("--warm-up", type=int, default=MOST, metavar="N",
+                        help="runs at most until a row counts as warm (default: %(default)s)")
+    result.add_argument("--not-alone", action="store_true",
+                        help="leave out what each row takes in a process of its own: load time, first inference and "
+                             "memory")
     result.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     result.add_argument("--png", type=Path, metavar="FILE", help="write a chart")
     return result
 
 
+def read_counts(text: str, option: str) -> list[int]:
+    """"1,4" -> [1, 4]. Raises UserError."""
+    counts = text.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise UserError(f"{option}: expected numbers of at least 1 with commas between, as 1,4, received {text!r}")
+    return list(dict.fromkeys(map(int, counts)))
+
+
+def _peers(arguments: argparse.Namespace) -> list[Contender]:
+    if arguments.peers is None:
+        return []
+    from benchmarks.peers import PEERS, peer_contenders  # torch, which the bundles do not need
+
+    names = list(PEERS) if arguments.peers == ALL else arguments.peers.split(",")
+    return peer_contenders(arguments.checkpoint, names=names)
+
+
 @command("latency.py")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    prompts, batches = read_counts(arguments.prompts, "--prompts"), read_counts(arguments.batch, "--batch")
     if arguments.png:
         check_image_path(arguments.png)
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise UserError(f"cannot write {arguments.json}: the folder {arguments.json.parent} does not exist; run: "
-                        f"mkdir -p {arguments.json.parent}")
-    report = benchmark(arguments.bundles, checkpoint=arguments.checkpoint, data=arguments.data,
-                       samples=arguments.samples, rounds=arguments.rounds, threads=arguments.threads)
-    print(table(report))
+        check_writable(arguments.png)
+    if arguments.json:
+        check_writable(arguments.json)
+    result = benchmark(arguments.bundles, checkpoint=arguments.checkpoint, data=arguments.data,
+                       samples=arguments.samples, rounds=arguments.rounds, threads=arguments.threads, prompts=prompts,
+                       batches=batches, most_warm_up=arguments.warm_up, further=_peers(arguments),
+                       in_own_process=not arguments.not_alone,
+                       command=["benchmarks/latency.py", *map(str, sys.argv[1:] if argv is None else argv)])
+    print(table(result))
     written = []
     if arguments.json:
-        with atomic_write(arguments.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+        results_file.write(arguments.json, result)
         written.append(f"the numbers to {arguments.json}")
     if arguments.png:
-        draw_chart(report, arguments.png)
+        draw_chart(result, arguments.png)
         written.append(f"the chart to {arguments.png}")
     print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add --json latency.json to keep the numbers")
     return 0

@@ -118,8 +118,10 @@ def conv_norm_relu(module: LinearBatchNorm, x: Tensor, *, transposed: bool = Fal
     weight = module.linear.weight
     y = (F.conv_transpose2d(x, weight.t()[:, :, None, None]) if transposed else F.conv2d(x, weight[:, :, None, None]))
     norm = module.norm
-    norm.num_batches_tracked += 1
-    y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum, norm.eps)
+    if norm.training:
+        norm.num_batches_tracked += 1
+    y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum,
+                     norm.eps)
     return F.relu(y, inplace=True)
 
 

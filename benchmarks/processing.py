@@ -32,7 +32,8 @@ if __name__ == "__main__":  # one core, said before NumPy loads its linear algeb
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import rounds as interleaved  # noqa: E402
 from benchmarks.latency import describe_device  # noqa: E402

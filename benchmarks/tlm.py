@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(ROOT)
 
 from benchmarks.figures import finish, titled  # noqa: E402
 from talent import provenance  # noqa: E402

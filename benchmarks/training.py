@@ -27,7 +27,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.latency import describe_device  # noqa: E402
 from benchmarks.official_style import OfficialStyle, official_losses  # noqa: E402

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.latency import EMULATED, STAGE_COLOURS, STAGES, WHOLE, Row, by_row
+from benchmarks.latency import EMULATED, STAGE_COLOURS, STAGES, WHOLE
+from benchmarks.page_style import BASE_STYLE
+from benchmarks.report_table import text
+from benchmarks.report_text import milliseconds, score
 from talent.data.sample import Sample
 from talent.files import atomic_write
 from talent.metrics import iou
@@ -20,6 +22,7 @@ from talent.metrics import iou
 ANSWERS = {"before": "before tuning", "after": "after LoRA", "fp32": "ONNX FP32", "fp16": "ONNX FP16",
            "int8": "ONNX INT8"}
 OUTLINE = (255, 221, 51)  # RGB, of the ground truth
+PERCENTILES = ("p50_ms", "p90_ms", "p99_ms")
 DIM = 0.62  # how dark everything but the answer is: a tint would be lost on things of its own colour
 
 
@@ -29,14 +32,6 @@ class Scene:
 
     sample: Sample
     masks: Mapping[str, np.ndarray]
-
-
-def score(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def megabytes(size: int) -> str:
@@ -66,7 +61,7 @@ def write_page(path: str | Path, report: Mapping[str, Any], *, scenes: Sequence[
 <h1>TALENT Edge <small>from LoRA to the engine</small></h1>
 <p>A tiny network, trained on one kind of scene, was LoRA-tuned to another (new colours, shapes, words and
 backgrounds), merged, exported to ONNX in FP32, FP16 and INT8, and built into TensorRT engines:
-in {report["seconds"]:.0f} seconds, on {_text(report["device"]["cpu"])} with {report["device"]["cores"]} cores.</p>
+in {report["seconds"]:.0f} seconds, on {text(report["device"]["cpu"])} with {report["device"]["cores"]} cores.</p>
 {"".join(sections)}
 </main>
 </body>
@@ -74,10 +69,6 @@ in {report["seconds"]:.0f} seconds, on {_text(report["device"]["cpu"])} with {re
 """
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric_from: int) -> str:
@@ -103,7 +94,7 @@ def _headline(report: Mapping[str, Any]) -> str:
         (f"{sizes['fp16'] or 'none'} → {sizes['int8'] or 'none'}", "vision engine, FP16 and INT8", "wide"),
         (f"{report['merge_max_abs']:.1e}", "largest change of a logit by merging LoRA", "")]
     return "<section class=cards>" + "".join(
-        f'<div class="card {kind}"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
+        f'<div class="card {kind}"><b>{text(value)}</b><span>{text(label)}</span></div>'
         for value, label, kind in cards) + f"</section>\n{_miou_bars(miou)}"
 
 
@@ -115,7 +106,7 @@ def _miou_bars(miou: Mapping[str, float]) -> str:
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[_text(check["name"]), _text(check["received"]), _text(check["expected"]),
+    rows = [[text(check["name"]), text(check["received"]), text(check["expected"]),
              "<span class=pass>pass</span>" if check["passed"] else "<span class=fail>FAIL</span>"] for check in checks]
     return "<h2>Required figures</h2>\n" + _table(["", "measured", "required", ""], rows, numeric_from=9)
 
@@ -127,7 +118,7 @@ def _scenes(scenes: Sequence[Scene]) -> str:
         for key, label in ANSWERS.items():
             overlap = f"IoU {iou(scene.masks[key], scene.sample.mask):.2f}"
             tiles.append(_tile(number, label, overlap, scene.sample, scene.masks[key]))
-        cards.append(f"<h3>“{_text(scene.sample.expressions[0])}”</h3>\n<div class=tiles>{''.join(tiles)}</div>\n")
+        cards.append(f"<h3>“{text(scene.sample.expressions[0])}”</h3>\n<div class=tiles>{''.join(tiles)}</div>\n")
     return (f"<h2>The first {len(scenes)} scenes of the test split</h2>\n"
             "<p>Lit: the answer. <span class=key style='border:3px solid #ffdd33;outline:1px solid #222'></span> "
             "Outlined: the object that is meant. The scenes are not chosen; each is asked its first sentence.</p>\n"
@@ -137,9 +128,9 @@ def _scenes(scenes: Sequence[Scene]) -> str:
 def _tile(number: int, label: str, overlap: str, sample: Sample, mask: np.ndarray | None) -> str:
     picture = ""
     if mask is not None:
-        picture = f'<img alt="answer {_text(label)}" src="{_data_url(".png", _layer(sample, mask))}">'
+        picture = f'<img alt="answer {text(label)}" src="{_data_url(".png", _layer(sample, mask))}">'
     return (f'<figure><div class="photo photo{number}">{picture}</div>'
-            f"<figcaption>{_text(label)}<b>{overlap}</b></figcaption></figure>")
+            f"<figcaption>{text(label)}<b>{overlap}</b></figcaption></figure>")
 
 
 def _layer(sample: Sample, mask: np.ndarray) -> np.ndarray:
@@ -165,37 +156,38 @@ def _data_url(suffix: str, image: np.ndarray) -> str:
 
 
 def _latency(latency: Mapping[str, Any]) -> str:
-    rows = by_row(latency)
+    rows, settings = latency["rows"], latency["settings"]
     keys = "".join(f"<span><span class=key style='background:{STAGE_COLOURS[stage]}'></span> {stage}</span>"
                    for stage in STAGES)
-    longest = max(stages[WHOLE]["p50_ms"] for stages in rows.values())
-    bars = "".join(_latency_bar(row, stages, longest) for row, stages in rows.items())
-    lines = [[_text(row.label), "p50<br>p90<br>p99",
-              *("<br>".join(map(milliseconds, stages[stage].values())) for stage in (*STAGES, WHOLE))]
-             for row, stages in rows.items()]
-    notes = [EMULATED[0].upper() + EMULATED[1:] + "."] if any(row.emulated for row in rows) else []
+    longest = max(row["stages"][WHOLE]["p50_ms"] for row in rows)
+    bars = "".join(_latency_bar(row, longest) for row in rows)
+    lines = [[text(row["name"]), "p50<br>p90<br>p99",
+              *("<br>".join(milliseconds(row["stages"][stage][name]) for name in PERCENTILES)
+                for stage in (*STAGES, WHOLE))] for row in rows]
+    notes = [EMULATED[0].upper() + EMULATED[1:] + "."] if any(row["emulated"] for row in rows) else []
     reasons: dict[tuple[str, str], list[str]] = {}
     for entry in latency["not_run"]:
         reasons.setdefault((entry["backend"], entry["reason"]), []).append(entry["precision"].upper())
     notes += [f"Not run: {backend} {', '.join(precisions)}: {reason}"
               for (backend, reason), precisions in reasons.items()]
-    return (f"<h2>Latency</h2>\n<p>Milliseconds from a {latency['photo']} px photo and a sentence to the mask: "
-            f"{latency['rounds']} rounds of {latency['samples']} samples, {latency['threads']} CPU threads; "
+    return (f"<h2>Latency</h2>\n<p>Milliseconds from a {settings['photo']} px photo and a sentence to the mask: "
+            f"{settings['rounds']} rounds of {settings['samples']} samples, {settings['threads']} CPU threads; "
             f"the bars are medians, the table has the 50th, 90th and 99th percentile.</p>\n"
             f"<p class=legend>{keys}</p>\n<section class=bars>{bars}</section>\n"
             + _table(["", "", *STAGES, WHOLE], lines, numeric_from=2)
-            + "".join(f"<p class=note>{_text(note)}</p>\n" for note in notes))
+            + "".join(f"<p class=note>{text(note)}</p>\n" for note in notes))
 
 
-def _latency_bar(row: Row, stages: Mapping[str, Mapping[str, float]], longest: float) -> str:
+def _latency_bar(row: Mapping[str, Any], longest: float) -> str:
+    stages = row["stages"]
     parts = "".join(f'<i title="{stage}" style="width:{100 * stages[stage]["p50_ms"] / longest:.2f}%;'
                     f'background:{STAGE_COLOURS[stage]}"></i>' for stage in STAGES)
-    return (f"<div class=bar><span>{_text(row.label)}</span><div class=track>{parts}</div>"
+    return (f"<div class=bar><span>{text(row['name'])}</span><div class=track>{parts}</div>"
             f"<b>{milliseconds(stages[WHOLE]['p50_ms'])} ms</b></div>")
 
 
 def _engines(engines: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[_text(engine["graph"]), engine["precision"].upper(), _text(f"{engine['runtime']} {engine['version']}"),
+    rows = [[text(engine["graph"]), engine["precision"].upper(), text(f"{engine['runtime']} {engine['version']}"),
              megabytes(engine["bytes"]), f"{engine['seconds']:.2f} s"] for engine in engines]
     header = ["graph", "precision", "built with", "size", "build time"]
     return (f"<h2>Engines</h2>\n{_table(header, rows, numeric_from=3)}"
@@ -207,43 +199,23 @@ def _engines(engines: Sequence[Mapping[str, Any]]) -> str:
 
 def _origin(report: Mapping[str, Any]) -> str:
     device = {name: value for name, value in report["device"].items() if value is not None}
-    rows = [[_text(name), _text(value)] for name, value in
+    rows = [[text(name), text(value)] for name, value in
             [("commit", report["commit"]), *device.items(), *report["versions"].items()]]
     return "<h2>Where this came from</h2>\n" + _table(["", ""], rows, numeric_from=9)
 
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfbfa; --ink: #1d2125; --soft: #63707d; --line: #dfe3e7; --card: #fff;
-  --accent: #2f6fb3; --good: #1c7c45; --bad: #c22f35 }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e7eaed; --soft: #9aa5b1; --line: #30363d;
-  --card: #1c2126; --accent: #6aa9ea; --good: #56c984; --bad: #ff7b7f } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.25rem 4rem }
-h1 { margin: 0 0 .5rem; font-size: 2rem } h1 small { color: var(--soft); font-weight: 400; font-size: 1.2rem }
-h2 { margin: 2.75rem 0 .75rem; font-size: 1.3rem } h3 { margin: 1.6rem 0 .5rem; font-size: 1rem; font-weight: 600 }
-p { max-width: 75ch } .note { color: var(--soft); font-size: .9rem; margin: .5rem 0 }
+STYLE = BASE_STYLE + """
 .cards { display: grid; grid-template-columns: repeat(4, 1fr); gap: .8rem; margin: 1.5rem 0 }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem;
   display: flex; flex-direction: column; gap: .2rem }
 .card.wide { grid-column: span 2 } .card b { font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums }
 .card span { color: var(--soft); font-size: .88rem }
-.bars { display: grid; gap: .4rem; margin: 1rem 0 }
-.bar { display: grid; grid-template-columns: 15.5rem 1fr 6rem; align-items: center; gap: .8rem; font-size: .92rem }
-.bar b { font-variant-numeric: tabular-nums; white-space: nowrap }
-.track { display: flex; height: 1.15rem; background: var(--line); border-radius: 4px; overflow: hidden }
-.track i { background: var(--accent) } .track i.dim { opacity: .45 }
-.legend { display: flex; flex-wrap: wrap; gap: 1.2rem; font-size: .92rem; margin: .5rem 0 }
-.key { display: inline-block; width: 1rem; height: 1rem; border-radius: 3px; vertical-align: -.15rem }
+.track { overflow: hidden } .track i { background: var(--accent) } .track i.dim { opacity: .45 }
 .tiles { display: grid; grid-template-columns: repeat(6, 1fr); gap: .6rem } figure { margin: 0 }
 .photo { aspect-ratio: 1; background-size: cover; border-radius: 6px; overflow: hidden }
 .photo img { display: block; width: 100%; height: 100% }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; column-gap: .4rem; font-size: .8rem;
   color: var(--soft); padding-top: .2rem } figcaption b { color: var(--ink); font-variant-numeric: tabular-nums }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: .75rem 0 }
-th, td { text-align: left; padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--soft); font-weight: 600 } .n { text-align: right; font-variant-numeric: tabular-nums }
-.pass { color: var(--good); font-weight: 600 } .fail { color: var(--bad); font-weight: 700 }
 @media (max-width: 800px) { .cards { grid-template-columns: 1fr 1fr } .tiles { grid-template-columns: repeat(3, 1fr) }
   .bar { grid-template-columns: 8rem 1fr 4.5rem } }
 """

@@ -46,6 +46,7 @@ PRECISIONS = {"fp32": ["--no-engine", "--allow-drop"], "fp16": ["--allow-drop"],
 SCENES, SCENE_SIZE = 8, 448  # pictures on the page, and their side in pixels
 MIOU_GAIN, FP16_LOSS, INT8_LOSS = 0.10, 0.002, 0.01
 STEPS = 7
+PERCENTILES = ("p50_ms", "p90_ms", "p99_ms")
 
 
 class Steps:
@@ -125,17 +126,17 @@ def trainable_share(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def print_results(report: Mapping[str, Any], latency_report: Mapping[str, Any]) -> None:
     """Accuracy beside latency, then the required figures."""
-    whole = {(row.backend, row.precision): (row, stages[latency.WHOLE])
-             for row, stages in latency.by_row(latency_report).items()}
+    rows = {(row["backend"], row["precision"]): row for row in latency_report["rows"]}
     shown = [("before", latency.EAGER, "fp32"), ("after", latency.EAGER, "fp32"), ("after", latency.MERGED, "fp32"),
              *((precision, latency.ONNX_RUNTIME, precision) for precision in PRECISIONS)]
     print(f"\n{'':32}{'mIoU':>8}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}")
     for key, backend, precision in shown:
-        row, times = whole[backend, precision]
+        row = rows[backend, precision]
         if key == "before":  # the network before tuning was not timed: it has no LoRA factors
             print(f"{'before tuning':32}{score(report['miou'][key]):>8}")
         else:
-            print(f"{row.label:32}{score(report['miou'][key]):>8}" + "".join(f"{t:>10.1f}" for t in times.values()))
+            times = (row["stages"][latency.WHOLE][name] for name in PERCENTILES)
+            print(f"{row['name']:32}{score(report['miou'][key]):>8}" + "".join(f"{value:>10.1f}" for value in times))
     print(f"\n{'required figure':44}{'measured':>16}{'required':>18}")
     for check in report["checks"]:
         print(f"{check['name']:44}{check['received']:>16}{check['expected']:>18}  "
@@ -200,23 +201,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers.ask(precision, bundle_predictor(segmenter), tuned)
 
     step("Latency")
-    timing = latency.benchmark(list(bundles.values()), checkpoint=TUNED, data=DATA)
+    timing = latency.benchmark(list(bundles.values()), checkpoint=TUNED, data=DATA, in_own_process=False,
+                               command=["demo/run.py"])
     print(latency.table(timing))
 
     step("Report")
     trainable, total = trainable_share(tuned)
     engine_fields = ("graph", "precision", "runtime", "version", "bytes", "seconds")
-    latency_fields = ("backend", "precision", "stage", "p50_ms", "p90_ms", "p99_ms")
     report = {
         "miou": answers.miou,
         "merge_max_abs": max(bundle.source["merge_max_abs"] for bundle in bundles.values()),
         "merge_allowed": min(bundle.source["merge_allowed"] for bundle in bundles.values()),
         "engines": [{name: getattr(engine, name) for name in engine_fields}
                     for bundle in bundles.values() for engine in bundle.engines],
-        "latency": [{name: record[name] for name in latency_fields} for record in timing["latency"]],
+        "latency": [{"backend": row["backend"], "precision": row["precision"], "stage": stage,
+                     **{name: times[name] for name in PERCENTILES}}
+                    for row in timing["rows"] for stage, times in row["stages"].items()],
         "trainable_parameters": trainable, "total_parameters": total,
         "seconds": step.seconds, "commit": provenance.commit(), "versions": provenance.versions(*PACKAGES),
-        "device": timing["device"]}
+        "device": latency.describe(timing["machine"])}
     report["checks"] = checks(report, bundles)
     write_json(REPORT, report)
     write_json(OUT / "latency.json", timing)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.latency import STAGES, WHOLE
+from benchmarks.results_file import row
 from demo.report import ANSWERS, Scene, megabytes, milliseconds, score, write_page
 from talent.data.shapes import ShapesDataset
 from talent.metrics import iou
@@ -32,12 +33,13 @@ def report():
 
 @pytest.fixture(scope="module")
 def latency():
-    records = [{"backend": backend, "precision": precision, "device": "cpu", "source": "out", "emulated": emulated,
-                "stage": stage, "p50_ms": 10 * row + number + 0.11, "p90_ms": 10 * row + number + 0.52,
-                "p99_ms": 10 * row + number + 0.93}
-               for row, (backend, precision, emulated) in enumerate(ROWS, 1)
-               for number, stage in enumerate((*STAGES, WHOLE))]
-    return {"latency": records, "samples": 17, "rounds": 3, "threads": 2, "photo": 640, "device": {},
+    rows = [row(f"{backend} {precision.upper()}{' (emulated)' if emulated else ''}", backend=backend,
+                precision=precision, device="cpu", source="out", emulated=emulated,
+                stages={stage: {"p50_ms": 10 * place + number + 0.11, "p90_ms": 10 * place + number + 0.52,
+                                "p99_ms": 10 * place + number + 0.93}
+                        for number, stage in enumerate((*STAGES, WHOLE))})
+            for place, (backend, precision, emulated) in enumerate(ROWS, 1)]
+    return {"rows": rows, "settings": {"samples": 17, "rounds": 3, "threads": 2, "photo": 640},
             "not_run": [{"backend": "TensorRT", "precision": precision, "source": "b", "reason": "no <GPU> here"}
                         for precision in ("fp16", "int8")]}
 
@@ -67,9 +69,10 @@ def test_accuracy_and_parameters(page, report):
 
 
 def test_latency(page, latency):
-    for record in latency["latency"]:
-        for percentile in ("p50_ms", "p90_ms", "p99_ms"):
-            assert milliseconds(record[percentile]) in page
+    for measured in latency["rows"]:
+        for times in measured["stages"].values():
+            for percentile in ("p50_ms", "p90_ms", "p99_ms"):
+                assert milliseconds(times[percentile]) in page
     assert "ONNX Runtime INT8 (emulated)" in page and "PyTorch eager FP32<" in page
     assert "casting to FP32" in page
     assert "17 samples" in page and "3 rounds" in page and "640 px" in page

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from itertools import product
+import shutil
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import latency
-from benchmarks.latency import EAGER, FRAME, MERGED, ONNX_RUNTIME, STAGES, WHOLE, Row, main, measure
+from benchmarks import latency, latency_view, results_file
+from benchmarks.compare import compare_results
+from benchmarks.contenders import (
+    EAGER,
+    MERGED,
+    ONNX_RUNTIME,
+    BundleStages,
+    Contender,
+    Opened,
+    bundle_contenders,
+    checkpoint_contenders,
+    named_apart,
+)
+from benchmarks.latency import main
+from benchmarks.timing import FRAME, STAGES, TIMED, WHOLE
 from deploy import export
-from deploy.bundle import Bundle
-from talent.data.shapes import ShapesDataset
+from deploy.bundle import Bundle, EngineRecord
+from talent.errors import UserError
+from talent.image import mask_on_photo
 from tests.networks import save_tiny
 
-FEW = ["--samples", "2", "--rounds", "2", "--threads", "1"]
+FEW = ["--samples", "2", "--rounds", "2", "--threads", "1", "--warm-up", "2"]
+QUICK = {"samples": 1, "rounds": 1, "threads": 1, "most_warm_up": 1, "in_own_process": False}
 
 
 @pytest.fixture(scope="module")
@@ -33,127 +50,239 @@ def bundle(checkpoint, tmp_path_factory):
     return path
 
 
+def without_gpu(patch) -> None:
+    """The same rows on every machine."""
+    patch.setattr("deploy.runtime.tensorrt.gpu_architecture", lambda device: None)
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    """The same rows on every machine."""
-    monkeypatch.setattr("deploy.runtime.tensorrt.gpu_architecture", lambda: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    without_gpu(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def run(bundle, checkpoint, tmp_path_factory):
-    """(the JSON, the PNG) of one run of the command."""
+    """(the result file, the PNG) of one run of the command."""
     directory = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.runtime.tensorrt.gpu_architecture", lambda: None)
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        assert main([str(bundle), "--checkpoint", str(checkpoint), *FEW, "--json", str(directory / "latency.json"),
+        without_gpu(patch)
+        assert main([str(bundle), "--checkpoint", str(checkpoint), *FEW, "--prompts", "1,3", "--batch", "2",
+                     "--not-alone", "--json", str(directory / "latency.json"),
                      "--png", str(directory / "latency.png")]) == 0
-    return json.loads((directory / "latency.json").read_text()), (directory / "latency.png").read_bytes()
+    return results_file.read(directory / "latency.json"), (directory / "latency.png").read_bytes()
 
 
 def test_every_row_has_every_stage_with_ordered_percentiles(run):
-    records = run[0]["latency"]
-    rows = [(EAGER, "fp32"), (MERGED, "fp32"), (ONNX_RUNTIME, "fp16")]
-    assert [(r["backend"], r["precision"], r["stage"]) for r in records] == [
-        (*row, stage) for row, stage in product(rows, (*STAGES, FRAME, WHOLE))]
-    for record in records:
-        assert 0 < record["p50_ms"] <= record["p90_ms"] <= record["p99_ms"]
+    rows = run[0]["rows"]
+    assert [(row["backend"], row["precision"]) for row in rows] == [(EAGER, "fp32"), (MERGED, "fp32"),
+                                                                    (ONNX_RUNTIME, "fp16")]
+    for row in rows:
+        assert list(row["stages"]) == [*TIMED, "frame, 3 prompts", "vision, batch of 2"]
+        for times in row["stages"].values():
+            assert 0 < times["p50_ms"] <= times["p90_ms"] <= times["p99_ms"]
+            assert times["ci_low_ms"] <= times["p50_ms"] <= times["ci_high_ms"]
+            assert [len(samples) for samples in times["samples_ms"]] == [2, 2]
 
 
-def test_the_whole_is_no_shorter_than_a_stage(run):
-    rows = latency.by_row(run[0])
-    shares = latency.of_eager(rows)
-    assert shares.keys() == rows.keys() and [shares[row] for row in rows if row.backend == EAGER] == [1.0]
-    for row, stages in rows.items():
-        eager, = (other[FRAME]["p50_ms"] for one, other in rows.items() if one.backend == EAGER)
-        assert stages[FRAME]["p50_ms"] < stages[WHOLE]["p50_ms"] and 0 < shares[row] == stages[FRAME]["p50_ms"] / eager
-        assert all(stages[WHOLE]["p99_ms"] >= stages[stage]["p50_ms"] for stage in STAGES)
+def test_the_whole_is_its_stages_and_a_frame_is_a_part_of_it(run):
+    for row in run[0]["rows"]:
+        stages = {stage: np.array(times["samples_ms"]) for stage, times in row["stages"].items()}
+        np.testing.assert_allclose(sum(stages[stage] for stage in STAGES), stages[WHOLE], rtol=1e-6)
+        np.testing.assert_allclose(stages[WHOLE] - stages["read"] - stages["text"], stages[FRAME], rtol=1e-6)
+
+
+def test_a_frame_as_a_share_of_eager(run):
+    shares = latency_view.of_eager(run[0])
+    frames = {row["name"]: row["stages"][FRAME]["p50_ms"] for row in run[0]["rows"]}
+    assert shares == {name: frame / frames["PyTorch eager FP32"] for name, frame in frames.items()}
 
 
 def test_fp16_on_a_cpu_is_marked_as_emulated(run):
-    emulated = {(r["backend"], r["precision"]) for r in run[0]["latency"] if r["emulated"]}
-    assert emulated == {(ONNX_RUNTIME, "fp16")}
+    assert [row["name"] for row in run[0]["rows"] if row["emulated"]] == ["ONNX Runtime FP16 (emulated)"]
     text = latency.table(run[0])
     assert "ONNX Runtime FP16 (emulated)" in text and "casting to FP32" in text and "FP32 (emulated)" not in text
 
 
 def test_a_tensorrt_that_cannot_run_says_why(run):
     not_run = run[0]["not_run"]
-    assert [entry["backend"] for entry in not_run] == ["TensorRT", "TensorRT-RTX"]
-    assert {entry["precision"] for entry in not_run} == {"fp16"}
+    assert [entry["name"] for entry in not_run] == ["TensorRT FP16", "TensorRT-RTX FP16"]
     assert all("needs an NVIDIA GPU" in entry["reason"] for entry in not_run)
     assert "not run: TensorRT-RTX FP16: tensorrt_rtx needs an NVIDIA GPU" in latency.table(run[0])
 
 
-def test_the_json_says_how_it_was_measured(run, bundle):
-    report = run[0]
-    assert (report["samples"], report["rounds"], report["threads"], report["data"]) == (2, 2, 1, "shapes")
-    assert report["device"]["cpu"] and report["device"]["cores"] >= 1
-    assert report["commit"] and report["versions"]["python"]
-    assert [entry["name"] for entry in report["bundles"]] == [str(bundle)]
-    assert report["bundles"][0]["precision"] == "fp16" and report["bundles"][0]["source"]["sha256"]
+def test_the_file_says_how_it_was_measured(run, bundle):
+    result = run[0]
+    settings = result["settings"]
+    assert [settings[name] for name in ("samples", "rounds", "threads", "data", "prompts", "batches")] == [
+        2, 2, 1, "shapes", [1, 3], [2]]
+    assert result["machine"]["cpu"] and result["machine"]["cores"] >= 1 and "load_average" in result["machine"]["after"]
+    assert result["commit"] and result["versions"]["python"] and result["command"][:2] == ["benchmarks/latency.py",
+                                                                                           str(bundle)]
+    described, = settings["bundles"]
+    assert described["name"] == str(bundle) and described["source"]["sha256"]
+
+
+def test_facts_of_the_rows(run, bundle):
+    eager, merged, half = (row["facts"] for row in run[0]["rows"])
+    sizes = Bundle.load(bundle).records
+    assert half["onnx_bytes"] == sizes["text.onnx"].bytes + sizes["vision.onnx"].bytes and half["engine_bytes"] is None
+    cost = json.loads((bundle / "export.json").read_text())["cost"]
+    assert half["gflop"] == cost["after"]["vision"]["flop"] / 1e9
+    assert eager["gflop"] == cost["before"]["vision"]["flop"] / 1e9 > merged["gflop"] >= half["gflop"] > 0
+    for row in run[0]["rows"]:
+        seconds = row["stages"]["vision"]["p50_ms"] / 1000
+        assert row["facts"]["gflop_per_second"] == pytest.approx(row["facts"]["gflop"] / seconds)
+        assert row["facts"]["warm_up_runs"] == 2 and not row["facts"]["warm_up_stable"]
+        assert row["facts"]["preset"] == "tiny"
+        assert (row["facts"]["energy_mj_per_frame"] is None) == bool(row["facts"]["energy_reason"])
+    assert any("was not stable after 2 runs of warm-up" in note for note in run[0]["notes"])
 
 
 def test_the_chart_is_a_picture(run):
     assert run[1].startswith(b"\x89PNG") and len(run[1]) > 10_000
 
 
+def test_two_runs_can_be_compared(run):
+    report = compare_results(run[0], run[0])
+    assert len(report.lines) == 3 * (len(TIMED) + 2) and all(line.comparison.ratio == 1 for line in report.lines)
+
+
+def test_every_row_answers_the_same(bundle, checkpoint):
+    """Else their times could not be compared: eager, merged, and ONNX Runtime but for FP16; one sentence or several."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    sentences = ["the red circle", "the big star on the left"]
+    contenders = [*checkpoint_contenders(checkpoint), *bundle_contenders([Bundle.load(bundle)])[:1]]
+    with Opened(contenders, image_size=Bundle.load(bundle).image_size, threads=1) as opened:
+        answers = []
+        for stages in opened.stages.values():
+            tensor, box = stages.preprocess(image)
+            several = stages.encode_many(sentences)
+            logits = np.concatenate([stages.infer(tensor, stages.encode(sentence)) for sentence in sentences])
+            together = stages.infer_batch(np.concatenate([tensor, tensor]), several)
+            np.testing.assert_allclose(together, logits, atol=2e-2 * np.abs(logits).max())
+            answers.append(logits)
+    expected, merged, half = answers
+    np.testing.assert_allclose(merged, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(half, expected, atol=2e-2 * np.abs(expected).max())
+    assert mask_on_photo(expected[0, 0], box, 0.5)[0].shape == (90, 120)
+
+
+def test_the_text_is_computed_whenever_it_is_timed(bundle):
+    with Opened(bundle_contenders([Bundle.load(bundle)])[:1], image_size=1, threads=1) as opened:
+        stages, = opened.stages.values()
+        asked = []
+        text = stages.segmenter.backend.text
+        stages.segmenter.backend.text = lambda tokens: asked.append(tokens) or text(tokens)
+        stages.encode("the cup")
+        stages.encode("the cup")
+    assert len(asked) == 2
+
+
+def test_the_engines_that_are_measured_are_those_of_this_gpu(bundle, tmp_path, monkeypatch):
+    shutil.copytree(bundle, tmp_path / "built")
+    records = []
+    for arch, size in (("sm87", 100), ("sm89", 7000)):
+        for graph in ("text", "vision"):
+            path = f"engines/{arch}/{graph}.plan"
+            (tmp_path / "built" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "built" / path).write_bytes(bytes(size))
+            records.append(EngineRecord(graph=graph, precision="fp16", runtime="tensorrt", version="10.3.0", arch=arch,
+                                        path=path, seconds=1.0))
+    built = Bundle.load(tmp_path / "built").with_engines(records)
+    monkeypatch.setattr("benchmarks.contenders.gpu_architecture", lambda: "sm87")
+    monkeypatch.setattr("benchmarks.contenders.require", lambda *name, **extra: SimpleNamespace(__version__="10.3.0"))
+    stages = BundleStages.__new__(BundleStages)
+    stages.segmenter = SimpleNamespace(bundle=built, backend=SimpleNamespace(name="tensorrt"))
+    assert stages.facts()["engine_bytes"] == 200
+
+
+def test_more_pictures_than_an_engine_takes_are_refused(bundle):
+    with Opened(bundle_contenders([Bundle.load(bundle)])[:1], image_size=1, threads=1) as opened:
+        stages, = opened.stages.values()
+        stages.segmenter.backend.most_expressions = 1
+        with pytest.raises(UserError, match="takes 1 pictures at once in onnxruntime, received 2"):
+            stages.infer_batch(np.zeros((2, 3, 4, 4), np.float32), stages.encode_many(["a", "b"]))
+
+
 def test_without_a_checkpoint_pytorch_is_named_all_the_same(bundle):
-    report = latency.benchmark([Bundle.load(bundle)], samples=1, rounds=1, threads=1)
-    assert {record["backend"] for record in report["latency"]} == {ONNX_RUNTIME}
-    text = latency.table(report)
-    for backend in (EAGER, MERGED):
-        assert f"not run: {backend} FP32: pass --checkpoint" in text
+    result = latency.benchmark([Bundle.load(bundle)], **QUICK)
+    assert {row["backend"] for row in result["rows"]} == {ONNX_RUNTIME}
+    assert f"not run: {EAGER} FP32, {MERGED} FP32: pass --checkpoint" in latency.table(result)
 
 
 def test_a_checkpoint_without_lora_has_nothing_to_merge(bundle, tmp_path):
     plain = save_tiny(tmp_path / "plain", lora_rank=None)
-    report = latency.benchmark([bundle], checkpoint=plain, samples=1, rounds=1, threads=1)
-    assert {record["backend"] for record in report["latency"]} == {EAGER, ONNX_RUNTIME}
-    assert "not run: PyTorch merged FP32: this checkpoint has no LoRA factors to merge" in latency.table(report)
+    result = latency.benchmark([bundle], checkpoint=plain, **QUICK)
+    assert {row["backend"] for row in result["rows"]} == {EAGER, ONNX_RUNTIME}
+    assert "not run: PyTorch merged FP32: this checkpoint has no LoRA factors to merge" in latency.table(result)
 
 
-class Recorder:
-    """Stages that do nothing but write down who was asked what."""
-
-    def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
-        self.name, self.log = name, log
-
-    def preprocess(self, image):
-        return image, None
-
-    def encode(self, sentence):
-        self.log.append((self.name, sentence))
-
-    def infer(self, tensor, prompt):
-        return np.zeros((1, 1, 2, 2))
-
-    def postprocess(self, logits, letterbox):
-        return None
+def test_each_row_alone(bundle):
+    result = latency.benchmark([bundle], **{**QUICK, "in_own_process": True})
+    row, = result["rows"]
+    facts = row["facts"]
+    assert facts["load_seconds"] > 0 and facts["first_inference_ms"] > 0
+    assert facts["peak_host_bytes"] > facts["python_host_bytes"] + facts["onnx_bytes"] / 2
+    assert (facts["peak_gpu_bytes"], facts["peak_gpu_reason"]) == (None, "it runs on the CPU")
+    assert "host MiB" in latency.table(result)
 
 
-def passes(log: Sequence[tuple[str, str]], samples: int) -> list[str]:
-    """Who was asked, pass by pass; each pass is one row's alone."""
-    groups = [log[start:start + samples] for start in range(0, len(log), samples)]
-    assert all(len({name for name, _ in group}) == 1 for group in groups)
-    return [group[0][0] for group in groups]
+@dataclass(frozen=True, kw_only=True)
+class Broken(Contender):
+    """Cannot be opened anywhere."""
+
+    def open(self, *, image_size, threads):
+        raise UserError("no compiler is installed")
 
 
-def test_rounds_are_interleaved_and_rotated_after_a_warm_up():
-    log: list[tuple[str, str]] = []
-    rows = {Row(name, "fp32", "cpu", ""): Recorder(name, log) for name in "abc"}
-    samples = ShapesDataset(split="test", size=64, length=2)
-    records = measure(rows, [samples[0], samples[1]], rounds=3)
-    assert passes(log, 2) == [*"abc", *"abc", *"bca", *"cab"]
-    assert {sentence for _, sentence in log} == {samples[0].expressions[0], samples[1].expressions[0]}
-    assert len(records) == 3 * (len(STAGES) + 2)
+def test_further_contenders_and_what_keeps_them(bundle):
+    further = [Broken(name="Peer FP32", precision="fp32")]
+    result = latency.benchmark([bundle], further=further, **QUICK)
+    assert result["not_run"][0] == {"name": "Peer FP32", "reason": "no compiler is installed", "backend": "",
+                                    "precision": "fp32", "source": ""}
+
+
+def test_who_failed_alone_is_not_opened_here():
+    opened = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Watched(Contender):
+        def open(self, *, image_size, threads):
+            opened.append(self.name)
+            raise UserError("opened")
+
+    one, other = (Watched(name=name, precision="fp32") for name in ("one", "other"))
+    with Opened([one, other], image_size=1, threads=1, failed={one: "killed by SIGKILL"}) as ready:
+        assert {entry.name: entry.reason for entry in ready.not_run} == {"one": "killed by SIGKILL", "other": "opened"}
+    assert opened == ["other"]
+
+
+def test_names_tell_bundles_apart(bundle):
+    loaded = Bundle.load(bundle)
+    other = dataclasses.replace(loaded, preset="base")
+    names = [contender.name for contender in bundle_contenders([loaded, other])]
+    assert names[:2] == ["ONNX Runtime tiny FP16 (emulated)", "ONNX Runtime base FP16 (emulated)"]
+    twice = named_apart(bundle_contenders([loaded, dataclasses.replace(loaded, directory=bundle / "copy")])[:2])
+    assert [contender.name for contender in twice] == [f"ONNX Runtime FP16 (emulated), {path}"
+                                                       for path in (bundle, bundle / "copy")]
+
+
+def test_one_size_beside_a_checkpoint(bundle, checkpoint):
+    loaded = Bundle.load(bundle)
+    other = dataclasses.replace(loaded, image_size=84)
+    with pytest.raises(UserError, match="bundles of one image size beside --checkpoint"):
+        latency.gather([loaded, other], checkpoint=checkpoint)
+    assert len(latency.gather([loaded, other], checkpoint=None)[0]) == 6
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["none"], "no such bundle"), (["{bundle}", "--samples", "0"], "--samples: expected at least 1"),
     (["{bundle}", "--rounds", "0"], "--rounds: expected at least 1"),
     (["{bundle}", "--threads", "0"], "--threads: expected at least 1"),
+    (["{bundle}", "--warm-up", "0"], "--warm-up: expected at least 1"),
+    (["{bundle}", "--prompts", "1,x"], "--prompts: expected numbers of at least 1"),
+    (["{bundle}", "--batch", "0"], "--batch: expected numbers of at least 1"),
     (["{bundle}", "--data", "shape"], "did you mean 'shapes'?"),
     (["{bundle}", "--checkpoint", "none"], "no checkpoint at none"),
     (["{bundle}", "--json", "none/latency.json"], "mkdir -p none"),
@@ -171,8 +300,8 @@ def test_a_bundle_that_runs_nowhere(bundle, tmp_path, capsys):
     broken.mkdir()
     for file in bundle.iterdir():
         (broken / file.name).write_bytes(file.read_bytes() if file.suffix != ".onnx" else bytes(file.stat().st_size))
-    assert main([str(broken)]) == 2
-    assert "no bundle runs here" in capsys.readouterr().err
+    assert main([str(broken), "--not-alone"]) == 2
+    assert "no bundle runs here: cannot load the bundle" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys):
