@@ -1,7 +1,7 @@
 """What latency.py measures: a `Contender` is a name and a way to open it, `Stages` are the steps that are timed then.
 
 Bundles in each backend that runs here, and a checkpoint in PyTorch; `peer_contenders` of benchmarks/peers.py adds
-others. A contender is plain data that can be pickled: a process of its own opens it, too, to see what it costs alone
+others. A contender is plain data, as JSON has it: a process of its own opens it, too, to see what it costs alone
 (fresh_process.py).
 """
 

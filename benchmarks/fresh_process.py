@@ -3,15 +3,15 @@
 In one process the memory of all contenders would add up, and whoever comes second would find libraries loaded that the
 first one loaded. The files of the network may be in the system's cache, as after a program's restart.
 
-    python benchmarks/fresh_process.py < job    a pickled Job; prints the answer as one line of JSON
+    python benchmarks/fresh_process.py < job    a Job as JSON; prints the answer as one line of JSON
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -43,6 +43,21 @@ class Job:
     picture: str
     sentence: str
 
+    def to_json(self) -> str:
+        """For `from_json` in another process. A contender's fields are what JSON has, or paths."""
+        kind, fields = type(self.contender), dataclasses.asdict(self.contender)
+        paths = [name for name, value in fields.items() if isinstance(value, Path)]
+        return json.dumps({**{name: getattr(self, name) for name in ("image_size", "threads", "picture", "sentence")},
+                           "kind": [kind.__module__, kind.__qualname__], "paths": paths,
+                           "contender": fields | {name: str(fields[name]) for name in paths}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        said = json.loads(text)
+        (module, name), fields, paths = said.pop("kind"), said.pop("contender"), said.pop("paths")
+        kind = getattr(importlib.import_module(module), name)
+        return cls(contender=kind(**fields | {name: Path(fields[name]) for name in paths}), **said)
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -70,8 +85,8 @@ def alone(job: Job, *, patience: float | None = None) -> Alone:
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
-        done = subprocess.run([sys.executable, __file__], input=pickle.dumps(job), env=environment, timeout=patience,
-                              capture_output=True, check=False)
+        done = subprocess.run([sys.executable, __file__], input=job.to_json().encode(), env=environment,
+                              timeout=patience, capture_output=True, check=False)
     except subprocess.TimeoutExpired:
         return Alone(failure=f"it took longer than {patience:.0f} s in a process of its own")
     lines = done.stdout.decode(errors="replace").strip().splitlines()
@@ -109,4 +124,4 @@ def work(job: Job) -> Alone:
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(work(pickle.load(sys.stdin.buffer)))))
+    print(json.dumps(dataclasses.asdict(work(Job.from_json(sys.stdin.read())))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from benchmarks import clipseg
 from benchmarks.contenders import Opened
+from benchmarks.fresh_process import Job
 from benchmarks.official_inference import OfficialInference, added_updates
 from benchmarks.peers import PEERS, peer_contenders, prepare
 from talent.checkpoint import load_checkpoint
@@ -121,7 +121,9 @@ def test_without_transformers_clipseg_is_not_run(monkeypatch):
 
 def test_contenders_are_plain_data_with_names_of_their_own(checkpoint, tmp_path):
     contenders = peer_contenders(checkpoint, cache=tmp_path)
-    assert pickle.loads(pickle.dumps(contenders)) == contenders
+    for contender in contenders:
+        job = Job(contender, image_size=224, threads=1, picture="p.jpg", sentence="the cup")
+        assert Job.from_json(job.to_json()) == job  # a process of its own can open it
     assert len({contender.name for contender in contenders}) == len(PEERS) == 6
     assert [contender.backend for contender in contenders] == list(PEERS.values())
     assert {contender.device for contender in contenders} == {"cpu"}
