@@ -79,6 +79,21 @@ def runs(runtime) -> int:
     return sum(context.runs for context in runtime.engines["vision"].contexts)
 
 
+def held_up(runtime) -> tuple[threading.Event, threading.Event]:
+    """(started, may_go_on) of the next run in the context that was made last, for a single sentence."""
+    started, may_go_on = threading.Event(), threading.Event()
+    context = runtime.engines["vision"].contexts[-1]
+    original = context.execute_async_v3
+
+    def slow(stream: int) -> bool:
+        started.set()
+        assert may_go_on.wait(20)
+        return original(stream)
+
+    context.execute_async_v3 = slow
+    return started, may_go_on
+
+
 class OnGpu:
     """A picture on the GPU as CuPy's or torch's array shows it. stream: whose work writes it."""
 
@@ -195,18 +210,9 @@ def test_of_several_prompts_only_the_new_ones_are_copied(on_gpu, toy_bundle, wan
 
 def test_every_caller_has_a_context_of_its_own(segmenter, runtime, wanted, picture):
     """Two frames at once: the first is held up within TensorRT until the second is through."""
-    prompt, engine = segmenter.encode("r"), runtime.engines["vision"]
+    prompt = segmenter.encode("r")
     segmenter.segment(picture, prompt)
-    started, may_go_on = threading.Event(), threading.Event()
-    context = engine.contexts[-1]  # the one for a single sentence
-    original = context.execute_async_v3
-
-    def slow(stream):
-        started.set()
-        assert may_go_on.wait(20)
-        return original(stream)
-
-    context.execute_async_v3 = slow
+    started, may_go_on = held_up(runtime)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(segmenter.segment, picture[:, :100], prompt)
         assert started.wait(20)
@@ -334,16 +340,7 @@ def test_where_the_gpu_has_no_room_for_another_caller_he_waits(runtime, toy_bund
     with Segmenter(with_plans(toy_bundle), "tensorrt") as segmenter:
         prompt = segmenter.encode("r")
         segmenter.segment(picture, prompt)
-        started, may_go_on = threading.Event(), threading.Event()
-        context = runtime.engines["vision"].contexts[-1]
-        original = context.execute_async_v3
-
-        def slow(stream):
-            started.set()
-            assert may_go_on.wait(20)
-            return original(stream)
-
-        context.execute_async_v3 = slow
+        started, may_go_on = held_up(runtime)
         with ThreadPoolExecutor(4) as pool:
             first = pool.submit(segmenter.segment, picture, prompt)
             assert started.wait(20)
