@@ -158,7 +158,8 @@ def upsample_bicubic(grid: np.ndarray, size: int) -> np.ndarray:
     return bicubic_matrix(h, size) @ grid @ bicubic_matrix(w, size).T
 
 
-def _tiles(logits: np.ndarray, box: Letterbox, *, above: float) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+def _tiles(logits: np.ndarray, box: Letterbox, *,
+           above: float) -> Iterator[tuple[tuple[slice, slice], np.ndarray, bool]]:
     """The tiles of the photo that have a probability above `above`, before it is clipped: see talent.photo_mask."""
     if logits.ndim != 2:
         raise ValueError(f"expected logits as [h, w], received {list(logits.shape)}")
@@ -173,7 +174,7 @@ def _tiles(logits: np.ndarray, box: Letterbox, *, above: float) -> Iterator[tupl
 def probability_on_photo(logits: np.ndarray, box: Letterbox) -> np.ndarray:
     """The network's logits (float32 [h, w]) -> the probability of each photo pixel, float32 [H, W] in [0, 1]."""
     photo = np.zeros((box.height, box.width), np.float32)
-    for where, tile in _tiles(logits, box, above=0):
+    for where, tile, _ in _tiles(logits, box, above=0):
         np.clip(tile, 0, 1, out=photo[where])  # cubic interpolation overshoots
     return photo
 
@@ -204,10 +205,13 @@ def mask_on_photo(logits: np.ndarray, box: Letterbox,
     if not 0 <= threshold < 1:
         raise UserError(f"expected a threshold from 0 to below 1, received {threshold}")
     mask, total = np.zeros((box.height, box.width), bool), 0.0
-    for where, tile in _tiles(logits, box, above=threshold):
-        np.greater(tile, threshold, out=mask[where])
-        _, tile = cv2.threshold(tile, 1, 0, cv2.THRESH_TRUNC, dst=tile)  # clipped as in `probability_on_photo`, then
-        _, tile = cv2.threshold(tile, threshold, 0, cv2.THRESH_TOZERO, dst=tile)  # 0 outside the mask
+    for where, tile, full in _tiles(logits, box, above=threshold):
+        _, tile = cv2.threshold(tile, 1, 0, cv2.THRESH_TRUNC, dst=tile)  # clipped as in `probability_on_photo`
+        if full:
+            mask[where] = True
+        else:
+            np.greater(tile, threshold, out=mask[where])
+            _, tile = cv2.threshold(tile, threshold, 0, cv2.THRESH_TOZERO, dst=tile)  # 0 outside the mask
         total += cv2.sumElems(tile)[0]
     pixels = int(np.count_nonzero(mask))
     return mask, bounding_box(mask), total / pixels if pixels else 0.0

@@ -19,7 +19,7 @@ import numpy as np
 
 BICUBIC_A = -0.75  # Keys' coefficient as PyTorch and OpenCV set it
 TAPS = 4
-TILE_HEIGHT, TILE_WIDTH = 128, 320  # pixels; a float32 tile is 160 KiB, so that it stays in a core's own cache
+TILE_HEIGHT, TILE_WIDTH = 128, 256  # pixels; a float32 tile is 128 KiB, so that it stays in a core's own cache
 _SLACK = 1e-4  # relative, for what float32 rounds: the bound holds for the values as they are computed, too
 
 
@@ -51,13 +51,15 @@ class Band:
     """Neighbouring rows of the photo (or columns), and what they need of the grid.
 
     pixels, cells: what the band makes, and from what. weights: float32 [pixels, cells], so that `weights @ grid[cells]`
-    are these rows. gain: no value grows by more than this factor on the way, in magnitude.
+    are these rows. gain: no value grows by more than this factor on the way, in magnitude. total: the least sum of the
+    weights of a pixel, 1 but at the canvas's edge.
     """
 
     pixels: slice
     cells: slice
     weights: np.ndarray
     gain: float
+    total: float
 
 
 @functools.lru_cache(maxsize=32)  # some 100 KiB each: rows and columns of 16 sizes of photo
@@ -82,22 +84,28 @@ def bands(pixels: int, *, scale: float, offset: float, canvas: int, grid: int, s
         cells = slice(int(used[0]), int(used[-1]) + 1)
         matrix = np.ascontiguousarray(composed[:, cells], dtype=np.float32)
         matrix.flags.writeable = False
-        found.append(Band(slice(start, stop), cells, matrix, float(np.abs(composed).sum(axis=1).max())))
+        found.append(Band(slice(start, stop), cells, matrix, gain=float(np.abs(composed).sum(axis=1).max()),
+                          total=float(composed.sum(axis=1).min())))
     return tuple(found)
 
 
 def tiles(grid: np.ndarray, rows: tuple[Band, ...], columns: tuple[Band, ...], *,
-          above: float) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """The tiles of the photo in which a value can lie above `above`: (where, float32 [rows, columns], a new array).
+          above: float) -> Iterator[tuple[tuple[slice, slice], np.ndarray, bool]]:
+    """The tiles of the photo in which a value can lie above `above`: (where, float32 [rows, columns], a new array,
+    whether all of its values are known to lie above).
 
     grid: float32 [h, w], finite, none below 0. above: at least 0. A tile that is left out has no value above it. The
     same tile of the same grid has the same bits whatever `above` is.
     """
-    above = above * (1 - _SLACK)
     for row in rows:
         strip = grid[row.cells]  # [cells, w]
-        top = strip.max(axis=0)  # [w]
+        top, bottom = strip.max(axis=0), strip.min(axis=0)  # [w]
         for column in columns:
-            # Interpolation is linear: no value of a tile is larger than its weights make of the largest cell.
-            if row.gain * column.gain * float(top[column.cells].max()) > above:
-                yield (row.pixels, column.pixels), row.weights @ (strip[:, column.cells] @ column.weights.T)
+            # Interpolation is linear: no value of a tile is larger than its weights make of the largest cell,
+            gain, high = row.gain * column.gain, float(top[column.cells].max())
+            if gain * high <= above * (1 - _SLACK):
+                continue
+            # and none is smaller than the weights above 0 make of the smallest, and those below 0 of the largest.
+            total, low = row.total * column.total, float(bottom[column.cells].min())
+            full = total * low - (gain - total) / 2 * (high - low) > above + _SLACK
+            yield (row.pixels, column.pixels), row.weights @ (strip[:, column.cells] @ column.weights.T), full

@@ -115,7 +115,7 @@ def test_only_tiles_that_a_mask_can_reach_are_computed():
     columns = bands(1024, scale=box.scale, offset=0.0, canvas=448, grid=128, step=256)
     grid = np.full((128, 128), 0.01, np.float32)
     grid[20:26, 40:60] = 1  # pixels 160 to 208 down, 320 to 480 across, and what interpolation adds
-    found = [where for where, _ in tiles(grid, rows, columns, above=0.35)]
+    found = [where for where, _, _ in tiles(grid, rows, columns, above=0.35)]
     assert found == [(slice(128, 256), slice(256, 512))]
     assert len(list(tiles(grid, rows, columns, above=0.0))) == len(rows) * len(columns) == 32
     assert list(tiles(np.zeros_like(grid), rows, columns, above=0.0)) == []
@@ -127,7 +127,7 @@ def test_a_tile_has_the_same_bits_whatever_is_left_out():
     grid = np.full((128, 128), 0.01, np.float32)
     grid[30:90, 10:70] = np.random.default_rng(5).random((60, 60))
     grid[40:45, 80:85] = 0.4
-    every, some = (dict((str(where), tile) for where, tile in tiles(grid, rows, columns, above=above))
+    every, some = (dict((str(where), tile) for where, tile, _ in tiles(grid, rows, columns, above=above))
                    for above in (0.0, 0.9))
     assert 0 < len(some) < len(every) == 6
     assert all(np.array_equal(tile, every[where]) for where, tile in some.items())
@@ -196,3 +196,18 @@ def test_the_bound_has_room_for_rounding():
         probability = probability_on_photo(logits, box)
         threshold = float(np.nextafter(probability[probability < 1].max(), np.float32(0)))
         assert np.array_equal(mask_on_photo(logits, box, threshold)[0], probability > threshold)
+
+
+def test_a_tile_that_is_called_full_is_full():
+    """Noise of several strengths around several levels, also where the photo reaches beyond the canvas."""
+    generator, full = np.random.default_rng(0), 0
+    for scale, offset in ((0.35, 0.0), (0.35, 9.0), (0.39, -4.0)):
+        rows = bands(300, scale=scale, offset=offset, canvas=112, grid=28, step=50)
+        columns = bands(280, scale=scale, offset=0.0, canvas=112, grid=28, step=70)
+        for level in (0.36, 0.5, 0.8, 1.0):
+            for strength in (0.0, 1e-3, 0.05, 0.3):
+                grid = np.clip(level - strength * generator.random((28, 28)), 0, 1).astype(np.float32)
+                for _, tile, said in tiles(grid, rows, columns, above=0.35):
+                    full += said
+                    assert not said or tile.min() > 0.35
+    assert full > 100
