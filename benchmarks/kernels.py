@@ -35,6 +35,7 @@ if __name__ == "__main__":  # a script: its own folder, which has a module `kern
 from benchmarks.kernel_cases import BYTES, ROWS, SHAPES, Case, Machine, Row  # noqa: E402
 from benchmarks.kernel_chart import draw_chart  # noqa: E402
 from benchmarks.latency import describe_device  # noqa: E402
+from benchmarks.outputs import write_outputs  # noqa: E402
 from benchmarks.rounds import aligned, measure  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.errors import UserError, command, suggest  # noqa: E402
@@ -156,6 +157,11 @@ def read_cases(arguments: argparse.Namespace) -> list[Case]:
             for batch in dict.fromkeys(batches)]
 
 
+def _write(path: Path, report: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+
+
 @command("kernels.py")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
@@ -164,15 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = benchmark(Card(), cases, rounds=arguments.rounds)
     print(table(report))
-    written = []
-    if arguments.output:
-        with atomic_write(arguments.output) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
-        written.append(f"the numbers to {arguments.output}")
-    if arguments.png:
-        draw_chart(report, arguments.png)
-        written.append(f"the chart to {arguments.png}")
-    print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add -o kernels.json to keep the numbers")
+    write_outputs(arguments.output, arguments.png, write=lambda path: _write(path, report),
+                  draw=lambda path: draw_chart(report, path), otherwise="-o kernels.json")
     return 0
 
 

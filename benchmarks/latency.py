@@ -44,6 +44,7 @@ from benchmarks.intervals import summary  # noqa: E402
 from benchmarks.latency_view import EMULATED, STAGE_COLOURS, draw_chart, table  # noqa: E402
 from benchmarks.machine import busy, conditions, describe, describe_device, machine, usable_cores  # noqa: E402
 from benchmarks.meters import find_meters  # noqa: E402
+from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.power import PowerLog  # noqa: E402
 from benchmarks.timing import FRAME, ON_GPU, STAGES, TIMED, WHOLE, Question, Times, measure  # noqa: E402
 from benchmarks.warm_up import MOST  # noqa: E402
@@ -51,8 +52,6 @@ from deploy.bundle import Bundle  # noqa: E402
 from talent.data.registry import SHAPES, open_dataset  # noqa: E402
 from talent.data.sample import Samples  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
-from talent.files import check_writable  # noqa: E402
-from talent.image import check_image_path  # noqa: E402
 
 __all__ = ["EAGER", "EMULATED", "FRAME", "MERGED", "ONNX_RUNTIME", "ON_GPU", "STAGES", "STAGE_COLOURS", "TIMED",
            "WHOLE", "benchmark", "describe", "describe_device", "draw_chart", "main", "table"]
@@ -266,25 +265,15 @@ def _peers(arguments: argparse.Namespace) -> list[Contender]:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     prompts, batches = read_counts(arguments.prompts, "--prompts"), read_counts(arguments.batch, "--batch")
-    if arguments.png:
-        check_image_path(arguments.png)
-        check_writable(arguments.png)
-    if arguments.json:
-        check_writable(arguments.json)
+    check_outputs(arguments.json, arguments.png)
     result = benchmark(arguments.bundles, checkpoint=arguments.checkpoint, data=arguments.data,
                        samples=arguments.samples, rounds=arguments.rounds, threads=arguments.threads, prompts=prompts,
                        batches=batches, most_warm_up=arguments.warm_up, further=_peers(arguments),
                        in_own_process=not arguments.not_alone,
                        command=["benchmarks/latency.py", *map(str, sys.argv[1:] if argv is None else argv)])
     print(table(result))
-    written = []
-    if arguments.json:
-        results_file.write(arguments.json, result)
-        written.append(f"the numbers to {arguments.json}")
-    if arguments.png:
-        draw_chart(result, arguments.png)
-        written.append(f"the chart to {arguments.png}")
-    print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add --json latency.json to keep the numbers")
+    write_outputs(arguments.json, arguments.png, write=lambda path: results_file.write(path, result),
+                  draw=lambda path: draw_chart(result, path), otherwise="--json latency.json")
     return 0
 
 

@@ -32,6 +32,7 @@ from benchmarks.contenders import BACKENDS  # noqa: E402
 from benchmarks.intervals import summary  # noqa: E402
 from benchmarks.latency_view import EMULATED, MEBI, device_name  # noqa: E402
 from benchmarks.machine import conditions, machine, usable_cores  # noqa: E402
+from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.rounds import aligned, rotations  # noqa: E402
 from benchmarks.scaling_bundles import bundles_of_sizes  # noqa: E402
 from benchmarks.scaling_chart import draw_chart  # noqa: E402
@@ -53,8 +54,6 @@ from benchmarks.scaling_points import (  # noqa: E402
 from deploy.bundle import Bundle  # noqa: E402
 from talent.checkpoint import load_checkpoint  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
-from talent.files import check_writable  # noqa: E402
-from talent.image import check_image_path  # noqa: E402
 from talent.image_size import SIZES  # noqa: E402
 
 PROMPT_COUNTS, PIXELS, BATCHES = (1, 2, 4, 8, 16, 32), (224, 280, 336, 392, 448, 518), (1, 2, 4, 8)
@@ -283,24 +282,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected at least 1, received {value}")
-    if arguments.png:
-        check_image_path(arguments.png)
-        check_writable(arguments.png)
-    if arguments.json:
-        check_writable(arguments.json)
+    check_outputs(arguments.json, arguments.png)
     result = benchmark(arguments.checkpoint, values=values, bundles=arguments.bundles, precision=arguments.precision,
                        backend=arguments.backend, samples=arguments.samples, rounds=arguments.rounds,
                        threads=arguments.threads, in_own_process=not arguments.not_alone,
                        command=["benchmarks/scaling.py", *map(str, sys.argv[1:] if argv is None else argv)])
     print(table(result))
-    written = []
-    if arguments.json:
-        results_file.write(arguments.json, result)
-        written.append(f"the numbers to {arguments.json}")
-    if arguments.png:
-        draw_chart(result, arguments.png)
-        written.append(f"the chart to {arguments.png}")
-    print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add --json scaling.json to keep the numbers")
+    write_outputs(arguments.json, arguments.png, write=lambda path: results_file.write(path, result),
+                  draw=lambda path: draw_chart(result, path), otherwise="--json scaling.json")
     return 0
 
 

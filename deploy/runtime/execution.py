@@ -19,9 +19,13 @@ _MOST_CONTEXTS = 16  # of different shapes
 
 @dataclass
 class _Context:
-    """An execution context, and the graph of its work with the shapes that it has. runs: that were no replay."""
+    """An execution context, and the graph of its work with the shapes that it has.
+
+    shapes: of the outputs. runs: that were no replay.
+    """
 
     context: Any
+    shapes: dict[str, tuple[int, ...]]
     runs: int = 0
     graph: CudaGraph | None = None
 
@@ -63,57 +67,57 @@ class Execution:
     def _allocate(self) -> None:
         largest = {name: self._loaded.largest(name) for name in self.inputs}
         context = self._loaded.new_context(graphs=self._asked_for_graphs)
-        self._set_shapes(context, largest)
-        shapes = largest | {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
-        for name, shape in shapes.items():
+        outputs = self._set_shapes(context, largest)
+        for name, shape in (largest | outputs).items():
             self.addresses[name] = self._memory(math.prod(shape) * self.dtypes[name].itemsize)
         self._scratch_bytes = self._loaded.scratch_bytes
         self._scratch = self._memory(self._scratch_bytes) if self._scratch_bytes else None
-        self._adopt(context, largest)
+        self._adopt(_Context(context, outputs), _key(largest))
 
     def _memory(self, nbytes: int) -> int:
         memory = self._cuda.allocate(nbytes)
         self._stack.callback(memory.close)
         return memory.address
 
-    def _adopt(self, context: Any, shapes: Shapes) -> _Context:
-        """Give a context the buffers, and keep it for these shapes."""
+    def _adopt(self, own: _Context, key: tuple) -> None:
+        """Give a context the buffers, and keep it for the shapes that it has."""
         if self._scratch is not None:
-            context.set_device_memory(self._scratch, self._scratch_bytes)
+            own.context.set_device_memory(self._scratch, self._scratch_bytes)
         for name, address in self.addresses.items():
-            if not context.set_tensor_address(name, address):
+            if not own.context.set_tensor_address(name, address):
                 raise UserError(f"{self._loaded.name} does not take the address of {name} (TensorRT's own messages are "
                                 f"above); {self._loaded.advice}")
-        own = _Context(context=context)
-        self._contexts[_key(shapes)] = own
-        return own
+        self._contexts[key] = own
 
-    def _set_shapes(self, context: Any, shapes: Shapes) -> None:
+    def _set_shapes(self, context: Any, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Those of the outputs, for these of the inputs. Raises UserError for one that the engine does not take."""
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise UserError(f"{self._loaded.name} takes no {name} of {list(shape)} (it allows up to "
                                 f"{list(self._loaded.largest(name))}); {self._loaded.advice}")
+        return {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
 
     def prepare(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         """Be ready to run with these shapes of the inputs; returns those of the outputs.
 
         Raises UserError for a shape that the engine does not take, and where there is too little memory.
         """
-        own = self._contexts.get(_key(shapes))
+        key = _key(shapes)
+        own = self._contexts.get(key)
         if own is None and self._capturing:
             context = self._loaded.new_context(graphs=self._asked_for_graphs)
-            self._set_shapes(context, shapes)
-            own = self._adopt(context, shapes)
+            own = _Context(context, self._set_shapes(context, shapes))
+            self._adopt(own, key)
             while len(self._contexts) > _MOST_CONTEXTS:
                 self._contexts.popitem(last=False)[1].close()
         elif own is None:  # the one context there is, with other shapes
             _, own = self._contexts.popitem()
             self._contexts[()] = own  # under no shapes, in case it does not take these
-            self._set_shapes(own.context, shapes)
+            own.shapes = self._set_shapes(own.context, shapes)
             del self._contexts[()]
-            self._contexts[_key(shapes)] = own
-        self._contexts.move_to_end(_key(shapes))
-        return {name: tuple(own.context.get_tensor_shape(name)) for name in self.outputs}
+            self._contexts[key] = own
+        self._contexts.move_to_end(key)
+        return own.shapes
 
     def run(self) -> None:
         """Queue one run, over what the inputs' buffers hold, with the shapes that were prepared last.

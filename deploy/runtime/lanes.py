@@ -50,7 +50,9 @@ class Lane:
 
     def __init__(self, cuda: CudaDevice, text: LoadedEngine, vision: LoadedEngine, *, graphs: bool,
                  kernels: PictureKernels | None) -> None:
-        self._cuda, self._kernels, self._vision_engine = cuda, kernels, vision
+        self._cuda, self._kernels = cuda, kernels
+        # of each prompt tensor, its shape for one expression
+        self._prompt_shapes = {name: vision.shape(name)[1:] for name in vision.inputs if name != IMAGE}
         self._pieces: dict[str, tuple[int, _Memory]] = {}
         self._placed: dict[int, Tensors] = {}  # by row of the prompt tensors: whose values lie there
         with contextlib.ExitStack() as stack:
@@ -121,19 +123,19 @@ class Lane:
 
     def _prepare(self, image: tuple[int, ...], prompts: Sequence[Tensors]) -> tuple[int, ...]:
         """The vision engine for these shapes, with the prompts in their buffers; the shape of its logits."""
-        batch = sum(rows(prompt) for prompt in prompts)
-        wanted = {name: self._vision_engine.shape(name)[1:] for name in self._vision.inputs if name != IMAGE}
+        counts, wanted = [rows(prompt) for prompt in prompts], self._prompt_shapes
+        batch = sum(counts)
         shape = self._vision.prepare({IMAGE: image} | {name: (batch, *own) for name, own in wanted.items()})[LOGITS]
         row, before, placed = 0, self._placed, {}
         self._placed = {}  # until all of it is known to be right
-        for prompt in prompts:
+        for prompt, count in zip(prompts, counts, strict=True):
             if before.get(row) is not prompt:
                 check_prompt(prompt, wanted)
                 for name, own in wanted.items():
                     offset = row * math.prod(own) * self._vision.dtypes[name].itemsize
                     self._copy_in(self._vision, name, prompt[name], offset=offset)
             placed[row] = prompt
-            row += rows(prompt)
+            row += count
         self._placed = placed
         return shape
 

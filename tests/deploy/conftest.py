@@ -15,6 +15,7 @@ from deploy.bundle import Bundle
 from deploy.fuse_rca import fuse_rca
 from deploy.runtime import segmenter as segmenter_module
 from deploy.runtime import tensorrt as tensorrt_backend
+from deploy.runtime.cuda import WRAPPERS
 from talent import native
 from talent.image import CLIP_MEAN, CLIP_STD
 from talent.tokenizer import Tokenizer, build_clip_tokenizer
@@ -137,6 +138,21 @@ def picture() -> np.ndarray:
 def stand_in_library(tmp_path_factory) -> Path:
     """The stand-in for CUDA, compiled: libcuda.so.1, and libcudart.so beside it."""
     return compile_stand_in(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(params=WRAPPERS)
+def wrapper(request) -> str:
+    """Each wrapper of CUDA in turn."""
+    return request.param
+
+
+@pytest.fixture
+def cuda(stand_in_library, wrapper) -> Iterator[StandInCuda]:
+    """The stand-in. What a test does not give back fails it; contexts stay on the stack of no thread."""
+    with StandInCuda.installed(stand_in_library, wrapper) as stand_in:
+        yield stand_in
+        assert stand_in.depth() == 0
+    assert not stand_in.live()
 
 
 @pytest.fixture

@@ -19,26 +19,11 @@ from deploy.runtime.cuda import WRAPPERS, CudaDevice, CudaError, open_device
 from deploy.runtime.driver import DEVICE_MEMORY, HOST_MEMORY, Driver
 from deploy.runtime.gpu import gpu_architecture
 from talent.errors import UserError
-from tests.deploy.stand_in_cuda import StandInCuda
 
 SHAPE = (5, 7, 3)
 INVALID_VALUE, LAUNCH_FAILED, UNSUPPORTED = 1, 719, 900
 
 pytestmark = pytest.mark.filterwarnings("error:.* was not given back:RuntimeWarning")
-
-
-@pytest.fixture(params=WRAPPERS)
-def wrapper(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def cuda(stand_in_library, wrapper) -> Iterator[StandInCuda]:
-    """The stand-in. What a test does not give back fails it; contexts stay on the stack of no thread."""
-    with StandInCuda.installed(stand_in_library, wrapper) as stand_in:
-        yield stand_in
-        assert stand_in.depth() == 0
-    assert not stand_in.live()
 
 
 @pytest.fixture

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from deploy.runtime import driver as driver_module
-from deploy.runtime.cuda import WRAPPERS, open_device
+from deploy.runtime.cuda import open_device
 from deploy.runtime.gpu import gpu_architecture, gpu_name
 from talent.errors import UserError
 from tests.deploy.stand_in_cuda import StandInCuda
-
-
-@pytest.fixture(params=WRAPPERS)
-def wrapper(request) -> str:
-    return request.param
-
-
-@pytest.fixture
-def cuda(stand_in_library, wrapper) -> Iterator[StandInCuda]:
-    with StandInCuda.installed(stand_in_library, wrapper) as stand_in:
-        yield stand_in
-    assert not stand_in.live()
 
 
 def test_the_choice_of_a_wrapper(cuda, wrapper):
