@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo bench plugin test test-slow test-gpu lint clean
+.PHONY: demo bench bench-full plugin test test-slow test-gpu lint clean
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,10 @@ demo: $(INSTALLED)  ## tune, merge, export, build engines, compare: demo/report.
 	$(BIN)/python demo/run.py
 
 bench: $(INSTALLED)  ## short runs of the benchmarks with the tiny network: benchmarks/out/report.html
-	$(BIN)/python benchmarks/short.py
+	$(BIN)/python benchmarks/suite.py
+
+bench-full: $(INSTALLED)  ## the benchmarks as they are published, on a machine that does nothing else: about an hour
+	$(BIN)/python benchmarks/suite.py --full
 
 plugin:  ## the CUDA kernels and the TensorRT plugin, and their host tests; TENSORRT_ROOT: where TensorRT's headers are
 	cmake -B build $(if $(TENSORRT_ROOT),-DTENSORRT_ROOT=$(TENSORRT_ROOT))

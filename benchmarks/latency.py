@@ -45,6 +45,7 @@ from benchmarks.latency_view import EMULATED, STAGE_COLOURS, draw_chart, table  
 from benchmarks.machine import busy, conditions, describe, describe_device, machine, usable_cores  # noqa: E402
 from benchmarks.meters import find_meters  # noqa: E402
 from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
+from benchmarks.peak import Kind, Peaks  # noqa: E402
 from benchmarks.power import PowerLog  # noqa: E402
 from benchmarks.timing import FRAME, ON_GPU, STAGES, TIMED, WHOLE, Question, Times, measure  # noqa: E402
 from benchmarks.warm_up import MOST  # noqa: E402
@@ -105,12 +106,18 @@ def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path 
                 raise UserError(f"no bundle runs here: {_reason_of_bundles(contenders, ready)}")
             known = {contender: stages.facts() for contender, stages in ready.stages.items()}
             meters, no_meters = find_meters()
+            peaks = Peaks(filter(None, map(Kind.of, ready.stages)), threads=threads)
+            peaks.measure()
             with PowerLog(meters) as power:
                 times = measure(ready.stages, questions, rounds=rounds, prompts=prompts, batches=batches,
                                 most_warm_up=most_warm_up)
+            peaks.measure()
     facts["after"] = conditions()
+    facts["peak_gflop_per_second"] = {str(kind): peak for kind, peak in peaks.gflop_per_second.items()}
+    facts["unknown"].update({f"peak of {kind}": reason for kind, reason in peaks.unknown.items()})
     facts["unknown"].update({f"power of the {what}": reason for what, reason in no_meters.items()})
-    rows = [_row(contender, times[contender], known[contender], costs.get(contender), power) for contender in times]
+    rows = [_row(contender, times[contender], known[contender], costs.get(contender), power, peaks)
+            for contender in times]
     settings = {"data": data, "samples": samples, "rounds": rounds, "threads": threads, "photo": PHOTO,
                 "image_size": image_size, "prompts": list(prompts), "batches": list(batches),
                 "most_warm_up": most_warm_up, "bundles": [_describe_bundle(bundle) for bundle in opened]}
@@ -156,13 +163,14 @@ def _alone(contenders: Sequence[Contender], question: Question, image_size: int,
             for contender in tqdm(contenders, desc="each alone", unit="row", leave=False, disable=None)}
 
 
-def _row(contender: Contender, times: Times, known: dict[str, Any], cost: Alone | None,
-         power: PowerLog) -> dict[str, Any]:
+def _row(contender: Contender, times: Times, known: dict[str, Any], cost: Alone | None, power: PowerLog,
+         peaks: Peaks) -> dict[str, Any]:
     stages = {stage: summary(rounds) for stage, rounds in times.stages.items()}
     gflop = known.get("gflop")
+    rate = gflop and 1000 * gflop / stages["vision"]["p50_ms"]
     facts = {name: value for name, value in dataclasses.asdict(cost or Alone()).items() if name != "failure"}
     facts |= {"engine_bytes": None, "gflop": None, **known,
-              "gflop_per_second": gflop and 1000 * gflop / stages["vision"]["p50_ms"],
+              "gflop_per_second": rate, "peak_share": peaks.share(contender, rate),
               "warm_up_runs": times.warm_up.runs, "warm_up_stable": times.warm_up.stable,
               **power.per_frame(times.spans, times.frames)}
     return results_file.row(contender.name, backend=contender.backend or contender.name, precision=contender.precision,

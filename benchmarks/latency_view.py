@@ -88,6 +88,7 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         "engine MiB": ("engine_bytes", lambda value: f"{value / MEBI:.1f}"),
         "GFLOP": ("gflop", lambda value: f"{value:.2f}"),
         "GFLOP/s": ("gflop_per_second", lambda value: f"{value:.0f}"),
+        "of peak": ("peak_share", lambda value: f"{value:.0%}"),
         "mJ a run": ("energy_mj_per_frame", lambda value: f"{value:.0f}"),
         "warm-up": ("warm_up_runs", str)}
     lines = [["", *columns]]
@@ -95,7 +96,10 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         values = [(row["facts"].get(name), form) for name, form in columns.values()]
         lines.append([row["name"], *("-" if value is None else form(value) for value, form in values)])
     reasons = dict.fromkeys(row["facts"].get("energy_reason") for row in result["rows"])
-    return ["", *aligned(lines, left=1), *(f"no energy: {reason}" for reason in reasons if reason), ""]
+    peaks = ", ".join(f"{peak:.0f} GFLOP/s ({kind})" for kind, peak in
+                      result["machine"].get("peak_gflop_per_second", {}).items())
+    return ["", *aligned(lines, left=1), *([f"peak, of a product of large matrices: {peaks}"] if peaks else []),
+            *(f"no energy: {reason}" for reason in reasons if reason), ""]
 
 
 def draw_chart(result: Mapping[str, Any], path: str | Path) -> None:

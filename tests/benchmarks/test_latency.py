@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import latency, latency_view, results_file
+from benchmarks import latency, latency_view, peak, results_file
 from benchmarks.compare import compare_results
 from benchmarks.contenders import (
     EAGER,
@@ -51,7 +51,8 @@ def bundle(checkpoint, tmp_path_factory):
 
 
 def without_gpu(patch) -> None:
-    """The same rows on every machine."""
+    """The same rows on every machine, and no seconds for its peak."""
+    patch.setitem(peak.SIDE, "cpu", 64)
     patch.setattr("deploy.runtime.tensorrt.gpu_architecture", lambda device: None)
     patch.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -96,6 +97,19 @@ def test_a_frame_as_a_share_of_eager(run):
     shares = latency_view.of_eager(run[0])
     frames = {row["name"]: row["stages"][FRAME]["p50_ms"] for row in run[0]["rows"]}
     assert shares == {name: frame / frames["PyTorch eager FP32"] for name, frame in frames.items()}
+
+
+def test_the_share_of_the_peak_of_what_is_not_emulated(run):
+    result = run[0]
+    assert list(result["machine"]["peak_gflop_per_second"]) == ["cpu fp32"]
+    fastest = result["machine"]["peak_gflop_per_second"]["cpu fp32"]
+    for row in result["rows"]:
+        facts = row["facts"]
+        if row["emulated"]:
+            assert facts["peak_share"] is None and facts["gflop_per_second"] > 0
+        else:
+            assert facts["peak_share"] == facts["gflop_per_second"] / fastest > 0
+    assert f"peak, of a product of large matrices: {fastest:.0f} GFLOP/s (cpu fp32)" in latency.table(result)
 
 
 def test_fp16_on_a_cpu_is_marked_as_emulated(run):
