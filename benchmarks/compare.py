@@ -26,6 +26,7 @@ if __name__ == "__main__":  # a script: its own folder, which has a module `kern
 from benchmarks import results_file  # noqa: E402
 from benchmarks.intervals import FASTER, LEAST, NOISE, SLOWER, UNKNOWN, Comparison, compare  # noqa: E402
 from benchmarks.machine import busy  # noqa: E402
+from benchmarks.measured import network_of  # noqa: E402
 from benchmarks.rounds import aligned  # noqa: E402
 from talent.errors import UserError, command, suggest  # noqa: E402
 
@@ -33,6 +34,7 @@ EXIT_SLOWER = 1
 MACHINE = ("cpu", "cores", "architecture", "memory_bytes", "cpu_governor", "cpu_max_clock_mhz", "board", "jetpack",
            "power_mode", "gpu_architecture", "driver", "cuda")
 """What makes another machine of it; its clocks and temperatures of the moment do not."""
+NETWORKS = ("bundles", "checkpoint")  # settings that name what was measured: rows are compared, not folders
 EXAMPLE = """exit code: 0, with --fail-slower 1 where anything is slower, 2 for bad input
 
 examples:
@@ -55,12 +57,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """differences: what else is not the same, as sentences. only_before, only_after: rows, or a row's stages."""
+    """differences: what else is not the same, as sentences. only_before, only_after: rows, or a row's stages.
+    yardstick: the row that the ratios are relative to."""
 
     lines: tuple[Line, ...]
     differences: tuple[str, ...]
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
+    yardstick: str | None = None
 
     def count(self, verdict: str) -> int:
         return sum(line.comparison.verdict == verdict for line in self.lines)
@@ -95,7 +99,7 @@ def compare_results(before: Mapping[str, Any], after: Mapping[str, Any], *, stag
     lines = [Line(*key, old[key]["p50_ms"], new[key]["p50_ms"],
                   compare(_rounds(old, key, yardstick), _rounds(new, key, yardstick), least=least)) for key in both]
     return Report(lines=tuple(lines), differences=tuple(differences(before, after)),
-                  only_before=_only(before, after), only_after=_only(after, before))
+                  only_before=_only(before, after), only_after=_only(after, before), yardstick=yardstick)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -106,9 +110,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     gpus = [[gpu["name"] for gpu in result["machine"].get("gpus", ())] for result in (before, after)]
     if gpus[0] != gpus[1]:
         found.append(f"another machine: gpus are {_show(gpus[0])} before and {_show(gpus[1])} after")
+    found += _other_networks(before, after)
     for name in dict.fromkeys((*before["settings"], *after["settings"])):
         old, new = before["settings"].get(name), after["settings"].get(name)
-        if old != new and name != "bundles":  # where they lie; the names of the rows say what they are
+        if old != new and name not in NETWORKS:
             found.append(f"other settings: {name} is {_show(old)} before and {_show(new)} after")
     for name in dict.fromkeys((*before["versions"], *after["versions"])):
         old, new = before["versions"].get(name), after["versions"].get(name)
@@ -123,10 +128,23 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return found
 
 
+def _other_networks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Rows of one name that are not of one network, or not on one device. Folders and weights do not count."""
+    def described(result: Mapping[str, Any]) -> dict[str, list[Any]]:
+        networks = ((row, network_of(result, row)) for row in result["rows"])
+        return {row["name"]: [network.get("preset"), network.get("image_size"), row["device"]]
+                for row, network in networks}
+
+    old, new = described(before), described(after)
+    return [f"another network: {name} is {_show(old[name])} before and {_show(new[name])} after"
+            for name in old if name in new and old[name] != new[name]]
+
+
 def table(report: Report) -> str:
     """What is not the same, a line per row and stage, what only one file has, and the sum of the verdicts."""
     text = [f"WARNING: {difference}" for difference in report.differences]
-    lines = [["row", "stage", "before ms", "after ms", "ratio", "95 % interval", "verdict"]]
+    ratio = f"ratio, relative to {report.yardstick}" if report.yardstick else "ratio"
+    lines = [["row", "stage", "before ms", "after ms", ratio, "95 % interval", "verdict"]]
     for line in report.lines:
         found = line.comparison
         interval = "too few rounds" if found.low is None else f"{found.low:.3f} - {found.high:.3f}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from deploy.bundle import GRAPHS, REPORT, Bundle
 from deploy.runtime.gpu import gpu_architecture
@@ -295,7 +296,7 @@ class Opened:
         self.not_run: list[NotRun] = []
         self._stack = contextlib.ExitStack()
         try:
-            for contender in contenders:
+            for contender in tqdm(contenders, desc="opening", unit="row", leave=False, disable=None):
                 try:
                     if failed and contender in failed:
                         raise UserError(failed[contender])

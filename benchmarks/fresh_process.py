@@ -66,7 +66,7 @@ class Alone:
     load_seconds: from a process that has NumPy, OpenCV and the project's own modules to an opened contender.
     first_inference_ms: from the picture's file and the sentence to the mask, for the first time. peak_host_bytes: the
     most resident memory of the process, python_host_bytes of which it had before it opened anything. peak_gpu_bytes: of
-    the GPU, and peak_gpu_reason why that is not known. failure: why there is nothing at all.
+    the GPU, as peak_gpu_source tells it, and peak_gpu_reason why that is not known. failure: why there is nothing.
     """
 
     load_seconds: float | None = None
@@ -74,6 +74,7 @@ class Alone:
     peak_host_bytes: int | None = None
     python_host_bytes: int | None = None
     peak_gpu_bytes: int | None = None
+    peak_gpu_source: str | None = None
     peak_gpu_reason: str | None = None
     failure: str | None = None
 
@@ -120,7 +121,7 @@ def work(job: Job) -> Alone:
         return Alone(failure=str(error))
     stages.close()
     return Alone(load_seconds=loaded - start, first_inference_ms=first, peak_host_bytes=peak, python_host_bytes=before,
-                 peak_gpu_bytes=gpu.bytes, peak_gpu_reason=gpu.reason)
+                 peak_gpu_bytes=gpu.bytes, peak_gpu_source=gpu.source, peak_gpu_reason=gpu.reason)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import numpy as np
 
 from benchmarks.contenders import EAGER, ONNX_RUNTIME
 from benchmarks.intervals import compare
+from benchmarks.measured import network_of
 from benchmarks.peers import OFFICIAL, OFFICIAL_KEPT, PLAIN
 from benchmarks.timing import FRAME, WHOLE
+from talent.config import PRESETS
 
 MET, MISSED, MEASURED, NOT_MEASURED = "met", "missed", "measured", "not measured"
 TENSORRT = ("TensorRT", "TensorRT-RTX")
@@ -23,15 +25,15 @@ TENSORRT = ("TensorRT", "TensorRT-RTX")
 
 @dataclass(frozen=True)
 class Times:
-    """The times of one row: the sum of some stages. backends: the first that there is. preset: of its bundle, or of
-    all bundles of the run where the row has none. image_size: of these, None for any."""
+    """The times of one row: the sum of some stages. backends: the first that there is. preset, image_size: of
+    its bundle or checkpoint."""
 
     stages: tuple[str, ...]
     backends: tuple[str, ...]
     preset: str
     precision: str = "fp32"
     device: str = "cpu"
-    image_size: int | None = 448
+    image_size: int = 448
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ GOALS = (
          Times((FRAME,), (OFFICIAL,), "base"), 0.62),
     Goal("the same of the official style with its text kept", OURS, Times((FRAME,), (OFFICIAL_KEPT,), "base"), None),
     Goal("a frame, the expression cached, of the plain ONNX export", OURS, Times((FRAME,), (PLAIN,), "base"), 0.90),
-    Goal("a frame of small, of a frame of base", Times((FRAME,), (ONNX_RUNTIME,), "small", image_size=None), OURS,
-         0.30),
+    Goal("a frame of small, of a frame of base",
+         Times((FRAME,), (ONNX_RUNTIME,), "small", image_size=PRESETS["small"].image_size), OURS, 0.30),
     Goal("pre- and postprocessing, of the whole", Times(("preprocess", "postprocess"), (ONNX_RUNTIME,), "base"),
          Times((WHOLE,), (ONNX_RUNTIME,), "base"), 0.03),
     Goal("a frame in FP16 under CUDA graphs, of eager FP32 on the GPU", ON_GPU,
@@ -74,6 +76,7 @@ class Outcome:
     high: float | None = None
     title: str = ""
     commit: str = ""
+    dirty: bool = False
     reason: str = ""
 
     @property
@@ -112,30 +115,22 @@ def judge(goal: Goal, result: Mapping[str, Any]) -> Outcome:
         raise NotMeasured(f"it holds for {goal.threads} CPU threads, {result['title']!r} had {threads}")
     compared = compare(_rounds(result, goal.against), _rounds(result, goal.of))
     state = MEASURED if goal.at_most is None else MET if compared.ratio <= goal.at_most else MISSED
-    return Outcome(goal, state, compared.ratio, compared.low, compared.high, result["title"], result["commit"])
+    return Outcome(goal, state, compared.ratio, compared.low, compared.high, result["title"], result["commit"],
+                   result["dirty"])
 
 
 def _rounds(result: Mapping[str, Any], wanted: Times) -> list[list[float]]:
     """Milliseconds of the runs of each round, the stages added up run by run. Raises NotMeasured without such a row."""
     for backend in wanted.backends:
-        wants = (backend, wanted.precision, wanted.device, wanted.preset)
+        wants = (backend, wanted.precision, wanted.device, wanted.preset, wanted.image_size)
         for row in result["rows"]:
-            preset, image_size = _network(result, row)
-            if (row["backend"], row["precision"], row["device"], preset) == wants and (
-                    wanted.image_size in (None, image_size)):
+            network = network_of(result, row)
+            if (row["backend"], row["precision"], row["device"], network.get("preset"),
+                    network.get("image_size")) == wants:
                 return [list(np.sum(runs, axis=0)) for runs in
                         zip(*(row["stages"][stage]["samples_ms"] for stage in wanted.stages), strict=True)]
-    size = f" at {wanted.image_size} px" if wanted.image_size else ""
-    why = next((entry["reason"] for entry in result["not_run"]
-                if any(entry["name"].startswith(backend) for backend in wanted.backends)), None)
+    why = next((entry["reason"] for entry in result["not_run"] if entry.get("backend") in wanted.backends
+                and entry["name"].count(":") == 0), None)
     raise NotMeasured(f"{result['title']!r} has no row of {' or '.join(wanted.backends)} {wanted.precision.upper()} "
-                      f"with {wanted.preset}{size} ({'GPU' if wanted.device == 'cuda' else 'CPU'})"
+                      f"with {wanted.preset} at {wanted.image_size} px ({'GPU' if wanted.device == 'cuda' else 'CPU'})"
                       + (f": {why}" if why else ""))
-
-
-def _network(result: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str | None, int | None]:
-    """(preset, image size) of a row: its bundle's, or those that all bundles of the run share."""
-    bundles = result["settings"].get("bundles", [])
-    own = [bundle for bundle in bundles if bundle["name"] == row["source"]] or bundles
-    presets, sizes = ({bundle[name] for bundle in own} for name in ("preset", "image_size"))
-    return (presets.pop() if len(presets) == 1 else None), (sizes.pop() if len(sizes) == 1 else None)

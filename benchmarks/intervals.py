@@ -39,23 +39,28 @@ Rounds = Sequence[Sequence[float]]
 
 
 def summary(rounds: Rounds) -> dict[str, Any]:
-    """Times of one stage as result files have them: p50_ms, p90_ms, p99_ms, mean_ms, and the 95 % interval of the
-    median ci_low_ms and ci_high_ms (None for a single round), samples_ms. Raises ValueError without any run."""
+    """Times of one stage as result files have them: p50_ms, p90_ms, p99_ms, mean_ms; the 95 % interval of the median,
+    ci_low_ms and ci_high_ms, and of the others, p90_ci_low_ms ... (None for a single round); samples_ms. Raises
+    ValueError without any run."""
     values = np.concatenate([np.asarray(samples, float) for samples in rounds])
     if values.size == 0:
         raise ValueError("expected at least one run, received none")
     times = {f"p{q}_ms": float(value) for q, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
-    low, high = interval(rounds)
-    return {**times, "mean_ms": float(values.mean()), "ci_low_ms": low, "ci_high_ms": high,
+    intervals = {}
+    for q in PERCENTILES:
+        prefix = "" if q == 50 else f"p{q}_"
+        intervals[f"{prefix}ci_low_ms"], intervals[f"{prefix}ci_high_ms"] = interval(rounds, percentile=q)
+    return {**times, "mean_ms": float(values.mean()), **intervals,
             "samples_ms": [[float(value) for value in samples] for samples in rounds]}
 
 
-def interval(rounds: Rounds) -> tuple[float | None, float | None]:
-    """The 95 % interval of the median; (None, None) for a single round. The same rounds give the same interval."""
+def interval(rounds: Rounds, percentile: float = 50) -> tuple[float | None, float | None]:
+    """The 95 % interval of a percentile, of the median if not said otherwise; (None, None) for a single round. The same
+    rounds give the same interval. Of p99 it tells no more than the slowest runs that there are."""
     if len(rounds) < 2:
         return None, None
     tail = _tail(len(rounds))
-    low, high = np.quantile(_medians(rounds, np.random.default_rng(SEED)), (tail, 1 - tail))
+    low, high = np.quantile(_drawn(rounds, np.random.default_rng(SEED), percentile), (tail, 1 - tail))
     return float(low), float(high)
 
 
@@ -80,7 +85,7 @@ def compare(before: Rounds, after: Rounds, *, least: float = LEAST) -> Compariso
         return Comparison(ratio, None, None, UNKNOWN)
     generator = np.random.default_rng(SEED)
     tail = _tail(min(len(before), len(after)))
-    drawn = _medians(after, generator) / _medians(before, generator)
+    drawn = _drawn(after, generator) / _drawn(before, generator)
     low, high = (float(value) for value in np.quantile(drawn, (tail, 1 - tail)))
     verdict = NOISE
     if high < 1 and ratio <= 1 - least:
@@ -90,16 +95,15 @@ def compare(before: Rounds, after: Rounds, *, least: float = LEAST) -> Compariso
     return Comparison(ratio, low, high, verdict)
 
 
-def _medians(rounds: Rounds, generator: np.random.Generator) -> np.ndarray:
-    """[DRAWS]: medians of as many rounds, drawn with replacement."""
+def _drawn(rounds: Rounds, generator: np.random.Generator, percentile: float = 50) -> np.ndarray:
+    """[DRAWS]: the percentile of as many rounds, drawn with replacement."""
     if len({len(samples) for samples in rounds}) == 1:
         values = np.asarray(rounds, float)  # [round, run]
         picked = generator.integers(0, len(rounds), (DRAWS, len(rounds)))
-        return np.median(values[picked].reshape(DRAWS, -1), axis=1)
+        return np.percentile(values[picked].reshape(DRAWS, -1), percentile, axis=1)
     arrays = [np.asarray(samples, float) for samples in rounds]
-    return np.array([np.median(np.concatenate([arrays[index] for index in generator.integers(0, len(arrays),
-                                                                                             len(arrays))]))
-                     for _ in range(DRAWS)])
+    picked = generator.integers(0, len(arrays), (DRAWS, len(arrays)))
+    return np.array([np.percentile(np.concatenate([arrays[index] for index in draw]), percentile) for draw in picked])
 
 
 def _tail(rounds: int) -> float:

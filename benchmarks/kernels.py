@@ -35,12 +35,11 @@ if __name__ == "__main__":  # a script: its own folder, which has a module `kern
 from benchmarks.kernel_cases import BYTES, ROWS, SHAPES, Case, Machine, Row  # noqa: E402
 from benchmarks.kernel_chart import draw_chart  # noqa: E402
 from benchmarks.latency import describe_device  # noqa: E402
-from benchmarks.outputs import write_outputs  # noqa: E402
+from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.rounds import aligned, measure  # noqa: E402
 from talent import provenance  # noqa: E402
 from talent.errors import UserError, command, suggest  # noqa: E402
-from talent.files import atomic_write, check_writable  # noqa: E402
-from talent.image import check_image_path  # noqa: E402
+from talent.files import atomic_write  # noqa: E402
 
 PACKAGES = ("torch", "triton", "numpy")
 COPY, LAUNCH = "copy", "launch"
@@ -148,11 +147,7 @@ def read_cases(arguments: argparse.Namespace) -> list[Case]:
         if not batch.isdecimal() or int(batch) < 1:
             raise UserError(f"--batches: expected whole numbers of at least 1 by commas, received {batch!r}; write "
                             "--batches 1,4,16")
-    if arguments.output:
-        check_writable(arguments.output)
-    if arguments.png:
-        check_image_path(arguments.png)
-        check_writable(arguments.png)
+    check_outputs(arguments.output, arguments.png)
     return [Case(shape, name, int(batch)) for name in dict.fromkeys(types) for shape in SHAPES
             for batch in dict.fromkeys(batches)]
 
@@ -169,9 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.kernel_rows import Card  # PyTorch, which --help does not need
 
     report = benchmark(Card(), cases, rounds=arguments.rounds)
-    print(table(report))
     write_outputs(arguments.output, arguments.png, write=lambda path: _write(path, report),
-                  draw=lambda path: draw_chart(report, path), otherwise="-o kernels.json")
+                  draw=lambda path: draw_chart(report, path), otherwise="-o kernels.json", table=table(report))
     return 0
 
 

@@ -43,6 +43,8 @@ from benchmarks.fresh_process import Alone, Job, alone  # noqa: E402
 from benchmarks.intervals import summary  # noqa: E402
 from benchmarks.latency_view import EMULATED, STAGE_COLOURS, draw_chart, table  # noqa: E402
 from benchmarks.machine import busy, conditions, describe, describe_device, machine, usable_cores  # noqa: E402
+from benchmarks.measured import networks  # noqa: E402
+from benchmarks.memory import NVML  # noqa: E402
 from benchmarks.meters import find_meters  # noqa: E402
 from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.peak import Kind, Peaks  # noqa: E402
@@ -50,7 +52,7 @@ from benchmarks.power import PowerLog  # noqa: E402
 from benchmarks.timing import FRAME, ON_GPU, STAGES, TIMED, WHOLE, Question, Times, measure  # noqa: E402
 from benchmarks.warm_up import MOST  # noqa: E402
 from deploy.bundle import Bundle  # noqa: E402
-from talent.data.registry import SHAPES, open_dataset  # noqa: E402
+from talent.data.registry import HELP, open_dataset  # noqa: E402
 from talent.data.sample import Samples  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
 
@@ -73,12 +75,13 @@ EXAMPLE = """examples:
 def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path | None = None, data: str = "shapes",
               samples: int = 10, rounds: int = 10, threads: int | None = None, prompts: Sequence[int] = (1,),
               batches: Sequence[int] = (1,), most_warm_up: int = MOST, further: Sequence[Contender] = (),
-              in_own_process: bool = True, command: Sequence[str] = ("benchmarks/latency.py",)) -> dict[str, Any]:
+              in_own_process: bool = True, root: Path | None = None,
+              command: Sequence[str] = ("benchmarks/latency.py",)) -> dict[str, Any]:
     """The whole result, as `--json` writes it.
 
     threads: None for one per core. prompts, batches: expressions per photo, and pictures together, that are measured.
     further: contenders besides the bundles and the checkpoint. in_own_process: also measure every row alone; one that
-    fails there is not opened here.
+    fails there is not opened here. root: where RefCOCO's files lie.
     Raises UserError for bad input, and where no bundle runs here.
     """
     numbers = {"samples": samples, "rounds": rounds, "threads": 1 if threads is None else threads,
@@ -89,14 +92,18 @@ def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path 
     opened = [bundle if isinstance(bundle, Bundle) else Bundle.load(bundle) for bundle in bundles]
     if not opened:
         raise UserError("expected at least one bundle; make one with talent-export")
-    contenders, image_size = gather(opened, checkpoint=checkpoint, further=further)
-    scenes = open_dataset(data, split="test", size=PHOTO, length=samples)
-    threads = threads or usable_cores()
-    facts = machine()
+    known_networks = networks(opened, checkpoint)
+    notes = check_checkpoint(known_networks)
     if further:
         from benchmarks.peers import prepare
 
-        prepare(further, image_size=image_size)  # an export takes minutes and is no part of opening what it made
+        # an export takes minutes and is no part of opening what it made
+        further = prepare(further, image_size=opened[0].image_size)
+    contenders, image_size = gather(opened, checkpoint=checkpoint, further=further)
+    scenes = open_dataset(data, split="test", size=PHOTO, length=samples, root=root)
+    samples = min(samples, len(scenes))
+    threads = threads or usable_cores()
+    facts = machine()
     with tempfile.TemporaryDirectory() as folder:
         questions = write_questions(scenes, samples, Path(folder))
         costs = _alone(contenders, questions[0], image_size, threads) if in_own_process else {}
@@ -110,9 +117,9 @@ def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path 
             peaks.measure()
             with PowerLog(meters) as power:
                 times = measure(ready.stages, questions, rounds=rounds, prompts=prompts, batches=batches,
-                                most_warm_up=most_warm_up)
+                                most_warm_up=most_warm_up, metered=bool(meters))
+                facts["after"] = conditions()  # at once, while clocks and temperatures are those of the last round
             peaks.measure()
-    facts["after"] = conditions()
     facts["peak_gflop_per_second"] = {str(kind): peak for kind, peak in peaks.gflop_per_second.items()}
     facts["unknown"].update({f"peak of {kind}": reason for kind, reason in peaks.unknown.items()})
     facts["unknown"].update({f"power of the {what}": reason for what, reason in no_meters.items()})
@@ -120,13 +127,13 @@ def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path 
             for contender in times]
     settings = {"data": data, "samples": samples, "rounds": rounds, "threads": threads, "photo": PHOTO,
                 "image_size": image_size, "prompts": list(prompts), "batches": list(batches),
-                "most_warm_up": most_warm_up, "bundles": [_describe_bundle(bundle) for bundle in opened]}
+                "most_warm_up": most_warm_up, **known_networks}
     not_run = [*ready.not_run, *_stages_not_run(times)]
     if checkpoint is None:
         not_run += [NotRun(f"{backend} FP32", NO_CHECKPOINT, backend, "fp32") for backend in (EAGER, MERGED)]
     return results_file.new("latency", title=_title(opened), rows=rows, settings=settings, command=command,
                             packages=PACKAGES, machine=facts, not_run=[dataclasses.asdict(entry) for entry in not_run],
-                            notes=_notes(times, busy(facts)))
+                            notes=[*notes, *_notes(times, rows, busy(facts))])
 
 
 def gather(bundles: Sequence[Bundle], *, checkpoint: str | Path | None,
@@ -135,6 +142,8 @@ def gather(bundles: Sequence[Bundle], *, checkpoint: str | Path | None,
 
     Raises UserError where there are bundles of several sizes and others that would have to take them all.
     """
+    if len({bundle.directory.resolve() for bundle in bundles}) < len(bundles):
+        raise UserError(f"expected every bundle once, received {', '.join(str(one.directory) for one in bundles)}")
     sizes = sorted({bundle.image_size for bundle in bundles})
     contenders = [*(checkpoint_contenders(Path(checkpoint)) if checkpoint else []), *further]
     if len(sizes) > 1 and any(contender.image_size is None for contender in contenders):
@@ -143,10 +152,26 @@ def gather(bundles: Sequence[Bundle], *, checkpoint: str | Path | None,
     return named_apart([*contenders, *bundle_contenders(bundles)]), sizes[0]
 
 
+def check_checkpoint(known: dict[str, Any]) -> list[str]:
+    """Notes about bundles of other weights than the checkpoint's. known: what `networks` says.
+
+    Raises UserError where they are of another preset: then every comparison would be one of two networks.
+    """
+    checkpoint = known["checkpoint"]
+    if checkpoint is None:
+        return []
+    for bundle in known["bundles"]:
+        if bundle["preset"] != checkpoint["preset"]:
+            raise UserError(f"expected bundles of the checkpoint {checkpoint['name']}, a {checkpoint['preset']}, "
+                            f"received {bundle['name']}, a {bundle['preset']}; measure them in a run of their own")
+    return [f"{bundle['name']} was exported from other weights than those of {checkpoint['name']}"
+            for bundle in known["bundles"] if bundle["sha256"] != checkpoint["sha256"]]
+
+
 def write_questions(scenes: Samples, count: int, folder: Path) -> list[Question]:
     """The first pictures of a data set as JPEG files, which cameras and disks give, with their first sentences."""
     questions = []
-    for index in range(count):
+    for index in tqdm(range(count), desc="pictures", unit="picture", leave=False, disable=None):
         sample = scenes[index]
         path = folder / f"{index:04}.jpg"
         image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR)
@@ -183,8 +208,10 @@ def _stages_not_run(times: dict[Contender, Times]) -> list[NotRun]:
             for contender, found in times.items() for stage, reason in found.not_run.items()]
 
 
-def _notes(times: dict[Contender, Times], load: str | None) -> list[str]:
+def _notes(times: dict[Contender, Times], rows: Sequence[dict[str, Any]], load: str | None) -> list[str]:
     notes = [EMULATED] if any(contender.emulated for contender in times) else []
+    shared = {row["facts"]["peak_gpu_source"] for row in rows} - {None, NVML}
+    notes += [f"memory of the GPU as told by {source}" for source in sorted(shared)]
     notes += [f"a busy machine: before the first run {load}; end other programs and measure again"] if load else []
     return notes + [f"{contender.name} was not stable after {found.warm_up.runs} runs of warm-up"
                     for contender, found in times.items() if not found.warm_up.stable]
@@ -199,11 +226,6 @@ def _reason_of_bundles(contenders: Sequence[Contender], ready: Opened) -> str:
 def _title(bundles: Sequence[Bundle]) -> str:
     networks = dict.fromkeys(f"{bundle.preset} at {bundle.image_size} px" for bundle in bundles)
     return f"Latency, {', '.join(networks)}"
-
-
-def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
-    return {"name": str(bundle.directory), "precision": bundle.precision, "preset": bundle.preset,
-            "image_size": bundle.image_size, "commit": bundle.commit, "source": dict(bundle.source)}
 
 
 @contextlib.contextmanager
@@ -233,7 +255,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--peers", nargs="?", const=ALL, metavar="NAME,...",
                         help="add what a user might pick instead, all of them or those of these names "
                              "(benchmarks/peers.py)")
-    result.add_argument("--data", default="shapes", help=f"samples: {', '.join(SHAPES)} (default: %(default)s)")
+    result.add_argument("--data", default="shapes", metavar="NAME|FILE", help=f"{HELP} (default: %(default)s)")
+    result.add_argument("--data-root", type=Path, metavar="DIR", help="where RefCOCO's files lie")
     result.add_argument("--samples", type=int, default=10, metavar="N", help="samples of a pass (default: %(default)s)")
     result.add_argument("--rounds", type=int, default=10, metavar="R",
                         help="passes per row; from four on two runs can be compared (default: %(default)s)")
@@ -277,11 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = benchmark(arguments.bundles, checkpoint=arguments.checkpoint, data=arguments.data,
                        samples=arguments.samples, rounds=arguments.rounds, threads=arguments.threads, prompts=prompts,
                        batches=batches, most_warm_up=arguments.warm_up, further=_peers(arguments),
-                       in_own_process=not arguments.not_alone,
+                       in_own_process=not arguments.not_alone, root=arguments.data_root,
                        command=["benchmarks/latency.py", *map(str, sys.argv[1:] if argv is None else argv)])
-    print(table(result))
     write_outputs(arguments.json, arguments.png, write=lambda path: results_file.write(path, result),
-                  draw=lambda path: draw_chart(result, path), otherwise="--json latency.json")
+                  draw=lambda path: draw_chart(result, path), otherwise="--json latency.json", table=table(result))
     return 0
 
 

@@ -89,7 +89,7 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         "GFLOP": ("gflop", lambda value: f"{value:.2f}"),
         "GFLOP/s": ("gflop_per_second", lambda value: f"{value:.0f}"),
         "of peak": ("peak_share", lambda value: f"{value:.0%}"),
-        "mJ a run": ("energy_mj_per_frame", lambda value: f"{value:.0f}"),
+        "mJ a frame": ("energy_mj_per_frame", lambda value: f"{value:.0f}"),
         "warm-up": ("warm_up_runs", str)}
     lines = [["", *columns]]
     for row in result["rows"]:

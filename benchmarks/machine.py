@@ -72,7 +72,7 @@ def busy(facts: Mapping[str, Any]) -> str | None:
     facts: of `machine`, or what a result file has of it.
     """
     load = (facts.get("before") or {}).get("load_average")
-    if not load or load[0] <= BUSY * facts["cores"]:
+    if not load or not facts.get("cores") or load[0] <= BUSY * facts["cores"]:
         return None
     return f"{load[0]:.1f} programs on average wanted to run on {facts['cores']} cores already"
 

@@ -15,6 +15,7 @@ from benchmarks.nvml import Nvml, open_nvml
 from deploy.runtime.driver import CudaError, Driver
 from talent.errors import UserError
 
+NVML = "NVML"
 INTERVAL = 0.005
 """Seconds between two looks."""
 
@@ -31,7 +32,7 @@ def gpu_memory(nvml: Callable[[], Nvml | str] = open_nvml, driver: Callable[[], 
     """Who can tell the memory of the first GPU, or why nobody can. Where that is CUDA, it makes the primary context."""
     managed = nvml()
     if isinstance(managed, Nvml) and managed.used_bytes() is not None:
-        return GpuMemory(lambda: managed.used_bytes() or 0, "NVML")
+        return GpuMemory(lambda: managed.used_bytes() or 0, NVML)
     try:
         cuda = driver()
         context = cuda.retain_primary_context(0)
@@ -51,14 +52,14 @@ def gpu_memory(nvml: Callable[[], Nvml | str] = open_nvml, driver: Callable[[], 
 
 class PeakGpuMemory:
     """The most that was taken of the GPU in a block, less what was taken when it began. `bytes` is None without a GPU,
-    and `reason` says why."""
+    and `reason` says why; else `source` is who says so."""
 
     def __init__(self, memory: GpuMemory | str) -> None:
         self._memory = memory
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.bytes: int | None = None
-        self.reason = memory if isinstance(memory, str) else None
+        self.source, self.reason = (None, memory) if isinstance(memory, str) else (memory.source, None)
 
     def __enter__(self) -> PeakGpuMemory:
         if isinstance(self._memory, GpuMemory):

@@ -149,10 +149,16 @@ def _gpu(nvml: Nvml | str) -> Meter | str:
     if isinstance(nvml, str):
         return nvml
     if nvml.energy_joules() is not None:
-        return Counter("GPU (NVML, energy counter)", lambda: nvml.energy_joules() or 0.0, response_seconds=0.1)
+        return Counter("GPU (NVML, energy counter)", lambda: _answered(nvml.energy_joules()), response_seconds=0.1)
     if nvml.power_watts() is not None:
-        return Power("GPU (NVML, power)", lambda: nvml.power_watts() or 0.0, response_seconds=0.1)
+        return Power("GPU (NVML, power)", lambda: _answered(nvml.power_watts()), response_seconds=0.1)
     return "NVML does not tell the power of this GPU"
+
+
+def _answered(value: float | None) -> float:
+    if value is None:
+        raise OSError("NVML no longer tells the power of the GPU")
+    return value
 
 
 class _Lines:
@@ -170,6 +176,8 @@ class _Lines:
                 self.first.set()
 
     def read(self) -> float:
+        if self._process.poll() is not None:
+            raise OSError("tegrastats ended")
         return sum(self.watts[name] for name in whole_board(self.watts))
 
     def stop(self) -> None:
@@ -187,8 +195,11 @@ def _tegrastats(command: tuple[str, ...]) -> Meter | str:
     if not lines.first.wait(PATIENCE):
         lines.stop()
         return "tegrastats tells no power"
-    return Power(f"board (tegrastats: {', '.join(whole_board(lines.watts))})", lines.read, response_seconds=0.1,
-                 stop=lines.stop)
+    try:
+        return Power(f"board (tegrastats: {', '.join(whole_board(lines.watts))})", lines.read, response_seconds=0.1,
+                     stop=lines.stop)
+    except OSError as error:
+        return str(error)
 
 
 def _is_jetson(root: Path) -> bool:

@@ -2,7 +2,7 @@
 
 mIoU, oIoU, Pr@X and NTA of each; how the IoU of every sentence changed against the first row, which is PyTorch where a
 checkpoint is given; the ten sentences that lost most as one picture. Every network is asked as talent-eval asks it:
-with its own input size, at its own threshold, about the same photos.
+with its own input size, at its own threshold, about the same photos; shapes draws them at the first bundle's size.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # scripts are not installed; not beside this folder, whose kernels.py would hide others'
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks import results_file  # noqa: E402
+from benchmarks import measured, results_file  # noqa: E402
 from benchmarks.contenders import (  # noqa: E402
     BundleContender,
     Contender,
@@ -26,6 +26,7 @@ from benchmarks.contenders import (  # noqa: E402
     checkpoint_contenders,
     named_apart,
 )
+from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.parity_pictures import draw, worst  # noqa: E402
 from benchmarks.parity_rows import Answer, Difference, answers, compared, facts, records  # noqa: E402
 from benchmarks.parity_table import table  # noqa: E402
@@ -34,8 +35,7 @@ from deploy.evaluate import PACKAGES, SHAPES_SAMPLES, Network, open_network  # n
 from talent.data.registry import HELP, SHAPES, check_name, open_dataset  # noqa: E402
 from talent.data.sample import Samples  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
-from talent.files import check_writable  # noqa: E402
-from talent.image import check_image_path, save_image  # noqa: E402
+from talent.image import save_image  # noqa: E402
 
 EMULATED = ("emulated: a CPU computes most of FP16 in FP32 and so shows less of its rounding than a GPU; the bundle's "
             "export.json says how much there is")
@@ -120,7 +120,8 @@ def benchmark(bundles: Sequence[Bundle | str | Path], *, checkpoint: str | Path 
                                facts={**facts(own), "image_size": one.image_size})
         rows.append({**row, "samples": records(own, named=not rows)})
     settings = {"data": Path(data).name, "split": split, "samples": len(scenes), "threshold": threshold,
-                "expressions": rows[0]["facts"]["expressions"], "reference": rows[0]["name"]}
+                "expressions": rows[0]["facts"]["expressions"], "reference": rows[0]["name"],
+                **measured.networks(loaded, checkpoint)}
     result = results_file.new("parity", title=f"Accuracy of {len(rows)} networks on the same sentences", rows=rows,
                               settings=settings, command=command, packages=PACKAGES, not_run=not_run,
                               notes=list(_notes(rows)))
@@ -159,10 +160,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.threshold is not None and not 0 < arguments.threshold < 1:
         raise UserError(f"--threshold: expected a probability between 0 and 1, received {arguments.threshold}")
     check_name(arguments.data)
-    for path in filter(None, (arguments.json, arguments.worst)):
-        check_writable(path)
-    if arguments.worst:
-        check_image_path(arguments.worst)
+    check_outputs(arguments.json, arguments.worst, plotted=False)
 
 
 @command("parity.py")
@@ -172,22 +170,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parity = benchmark(arguments.bundles, checkpoint=arguments.checkpoint, data=arguments.data, split=arguments.split,
                        root=arguments.data_root, samples=arguments.samples, threshold=arguments.threshold,
                        command=["benchmarks/parity.py", *map(str, sys.argv[1:] if argv is None else argv)])
-    result = parity.result
-    print(table(result))
-    written = []
-    if arguments.json:
-        results_file.write(arguments.json, result)
-        written.append(f"the numbers to {arguments.json}")
-    if arguments.worst:
-        if chosen := worst(parity.differences):
-            reference = result["settings"]["reference"]
-            title = (f"The {len(chosen)} of {result['settings']['expressions']} sentences of "
-                     f"{result['settings']['data']} that lost most against {reference}")
-            save_image(arguments.worst, draw(chosen, parity.samples, reference=reference, title=title))
-            written.append(f"the {len(chosen)} sentences that lost most to {arguments.worst}")
-        else:
-            print(f"no picture at {arguments.worst}: every mask is that of the first row")
-    print(f"wrote {' and '.join(written)}" if written else "wrote nothing; add --json parity.json to keep the numbers")
+    result, chosen = parity.result, worst(parity.differences)
+    settings = result["settings"]
+    title = (f"The {len(chosen)} of {settings['expressions']} sentences of {settings['data']} that lost most against "
+             f"{settings['reference']}")
+    text = table(result)
+    if arguments.worst and not chosen:
+        text += f"\nno picture at {arguments.worst}: no sentence lost against {settings['reference']}"
+    write_outputs(arguments.json, arguments.worst if chosen else None,
+                  write=lambda path: results_file.write(path, result),
+                  draw=lambda path: save_image(path, draw(chosen, parity.samples, reference=settings["reference"],
+                                                          title=title)),
+                  otherwise="--json parity.json", table=text, what=f"the {len(chosen)} sentences that lost most")
     return 0
 
 

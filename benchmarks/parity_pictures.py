@@ -19,14 +19,13 @@ COLUMNS = 4  # two sentences a line
 def worst(rows: Mapping[str, Sequence[Difference]], count: int = COUNT) -> list[tuple[str, Difference]]:
     """The `count` sentences that lost most, each with the name of the row where it did, the worst first.
 
-    Of equal losses those whose masks agree less come first; answers that are the very masks of the first row are left
-    out, so that there may be fewer, or none.
+    Of equal losses those whose masks agree less come first; there may be fewer, or none.
     """
     found: dict[tuple[int, int], tuple[str, Difference]] = {}
     for name, differences in rows.items():
         for one in differences:
             index = one.answer.score.index
-            if one.agreement < 1 and (index not in found or _order(one) < _order(found[index][1])):
+            if one.change < 0 and (index not in found or _order(one) < _order(found[index][1])):
                 found[index] = name, one
     return sorted(found.values(), key=lambda item: _order(item[1]))[:count]
 
@@ -47,7 +46,7 @@ def draw(chosen: Sequence[tuple[str, Difference]], samples: Samples, *, referenc
         for mask, colour, caption in (
                 (one.reference.mask, BEFORE, [f"{number}. {score.expression}", f"{reference}: IoU {before.iou:.2f}",
                                               score.name]),
-                (one.answer.mask, AFTER, [f"{number}. {name}: IoU {score.iou:.2f} ({one.change:+.2f}), masks agree "
+                (one.answer.mask, AFTER, [f"{number}. {name}: IoU {score.iou:.2f} ({one.change:+.3f}), masks agree "
                                           f"{one.agreement:.2f}"])):
             pixels = mask.unpacked()
             tiles.append(Tile(outlined(lit(sample.image, pixels), [(pixels, colour), (sample.mask, TARGET)]), caption))

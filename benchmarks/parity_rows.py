@@ -97,8 +97,8 @@ def facts(differences: Sequence[Difference]) -> dict[str, Any]:
 
     miou, oiou, pr@0.5 ...: fractions. nta: mean probability on other instances over that on the target; nta_rate: share
     of the sentences whose mask covers a wrong instance; nta_samples: sentences with other instances; None and 0 where
-    no picture had any. masks_agree, masks_agree_min: mean and smallest IoU with the first row's masks. worst_delta and
-    delta: changes of IoU, as `distribution` says.
+    no picture had any, nta also where it is infinite: nothing lay on the targets. masks_agree, masks_agree_min: mean
+    and smallest IoU with the first row's masks. worst_delta and delta: changes of IoU, as `distribution` says.
     """
     metrics = SegmentationMetrics.from_scores(one.answer.score for one in differences)
     numbers = metrics.result()

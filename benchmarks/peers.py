@@ -2,8 +2,8 @@
 
 A frame is all of the time but that of reading the picture and of the stage "text". What each peer has in it:
 
-- "official style": the network as the official code computes it, LoRA as in the checkpoint. Nothing of a sentence is
-  kept from one picture to the next, so that "text" is the tokenizer alone and a frame is the whole network.
+- "official style": the network as the official code computes it. That code has no LoRA: it is merged. Nothing of a
+  sentence is kept from one picture to the next, so that "text" is the tokenizer alone and a frame is the whole network.
 - "official style, text kept": the same with the text tower in "text", the most that the official code could keep
   without being written anew; what adapters, neck, decoder and projector make of the words is computed in every frame.
 - "torch.compile": both halves of this project's network, LoRA merged, by inductor. Compiling is part of opening it.
@@ -14,6 +14,8 @@ A frame is all of the time but that of reading the picture and of the stage "tex
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -48,9 +50,10 @@ class CheckpointPeer(Contender):
     """The network of a checkpoint directory, `source`; empty for none."""
 
     def required(self) -> str:
-        """The checkpoint's directory. Raises UserError without one."""
+        """The checkpoint's directory. Raises UserError without one, and without torch."""
         if not self.source:
             raise UserError("pass --checkpoint")
+        require("torch", extra="train")
         return self.source
 
     def loaded(self, image_size: int):
@@ -77,9 +80,11 @@ class OfficialStages(TorchPeerStages):
 
     def __init__(self, checkpoint, *, device: str, keep_text: bool) -> None:
         from benchmarks.official_inference import OfficialInference
+        from talent.model.lora import merge_lora
 
         config = checkpoint.config
         super().__init__(image_size=config.image_size, threshold=config.threshold, device=device)
+        merge_lora(checkpoint.model)
         self.network = OfficialInference(checkpoint.model.to(device)).eval()
         self.tokenizer, self.keep_text = checkpoint.tokenizer, keep_text
 
@@ -159,13 +164,17 @@ class CompiledStages(TorchPeerStages):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainPeer(CheckpointPeer):
-    """A plain export in ONNX Runtime. form: of plain_network.FORMS. cache: directory where exports are kept."""
+    """A plain export in ONNX Runtime. form: of plain_network.FORMS. cache: directory where exports are kept. directory:
+    of the export where it is known, which takes no hash of the checkpoint then."""
 
     form: str
     cache: Path
+    directory: Path | None = None
 
     def exported(self, image_size: int) -> Path:
         """The directory of the export, made now unless it is kept from before; without torch where it is."""
+        if self.directory:
+            return self.directory
         checkpoint = Path(self.required())
         directory = place(checkpoint, image_size=image_size, form=self.form, cache=self.cache)
         if (directory / FILE).is_file():
@@ -208,12 +217,14 @@ def peer_contenders(checkpoint: str | Path | None, *, names: Sequence[str] = tup
     """The peers with these names (of PEERS), in this order; each says when it is opened why it cannot run here.
 
     checkpoint: directory, None for none. cache: directory where plain exports are kept. On the GPU where PyTorch has
-    one; ONNX Runtime is on the CPU. Raises UserError for an unknown name, and without torch.
+    one; ONNX Runtime is on the CPU. Raises UserError for an unknown name.
     """
+    names = list(dict.fromkeys(names))
     for name in names:
         if name not in PEERS:
             raise UserError(f"unknown peer {name!r}{suggest(name, PEERS)}")
-    device = "cuda" if require("torch", extra="train").cuda.is_available() else "cpu"
+    torch = importlib.util.find_spec("torch") and require("torch", extra="train")
+    device = "cuda" if torch and torch.cuda.is_available() else "cpu"
     source = "" if checkpoint is None else str(checkpoint)
 
     def made(kind: type[Contender], name: str, **arguments: Any) -> Contender:
@@ -230,12 +241,15 @@ def peer_contenders(checkpoint: str | Path | None, *, names: Sequence[str] = tup
     return [every[name] for name in names]
 
 
-def prepare(contenders: Sequence[Contender], *, image_size: int) -> None:
-    """Export now what is to be exported, so that opening a plain export measures no exporter.
+def prepare(contenders: Sequence[Contender], *, image_size: int) -> list[Contender]:
+    """The same contenders; what is to be exported is exported now, so that opening it measures no exporter.
 
-    A contender that cannot be prepared is left as it is: opening it says why.
+    One that cannot be prepared is left as it is: opening it says why.
     """
+    found = []
     for contender in contenders:
         if isinstance(contender, PlainPeer):
             with contextlib.suppress(UserError):
-                contender.exported(image_size)
+                contender = dataclasses.replace(contender, directory=contender.exported(image_size))
+        found.append(contender)
+    return found

@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results_file
-from benchmarks.report_plots import joined
-from benchmarks.report_text import FACTS, interval, milliseconds, place_of, score
+from benchmarks.report_pairs import joined
+from benchmarks.report_text import (
+    FACTS,
+    as_written,
+    asked_about,
+    coverage,
+    fact,
+    interval,
+    milliseconds,
+    place_of,
+    rounds_of,
+    score,
+)
 from benchmarks.timing import FRAME, WHOLE
 from talent.errors import UserError
 
@@ -28,18 +39,22 @@ PACKAGES = {"ONNX Runtime": ("onnxruntime-gpu", "onnxruntime"), "TensorRT": ("te
             "TensorRT-RTX": ("tensorrt_rtx",)}
 """What computes the rows of a backend; torch for all others."""
 UPDATE = "python benchmarks/report.py --update-readme"
-TIMES = {FRAME: "frame p50 (95 %)", "text": "text p50 (95 %)", "vision": "vision p50 (95 %)"}
-SHOWN = ("miou", "worst_delta", "masks_agree", "first_inference_ms", "peak_host_bytes", "peak_gpu_bytes",
-         "predicted_ms", "deviation", "energy_mj_per_frame")
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
+"""What HTML within Markdown begins with."""
+TIMES = (FRAME, "text", "vision")
+SHOWN = ("miou", "worst_delta", "delta/worse_0.01", "delta/worse_0.05", "delta/worse_0.1", "masks_agree",
+         "first_inference_ms", "peak_host_bytes", "peak_gpu_bytes", "predicted_ms", "deviation", "energy_mj_per_frame")
 """Facts that a table in a README has room for, in this order."""
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """A table for each result, with its machine and commit below it; each line ends with a newline. A latency result
-    has the accuracy of those rows in it that another of the results judged. Raises UserError without a result."""
+    has the accuracy of those rows in it that another of the results judged, a column for each set of sentences. Raises
+    UserError without a result."""
     if not results:
         raise UserError("expected at least one result file, received none")
-    accuracy = {id(row): miou for row, _, miou in joined(results)}
+    judged = {sentences: {id(pair.row): pair.miou for pair in pairs} for sentences, pairs in joined(results).items()}
+    accuracy = {"mIoU" if len(judged) == 1 else f"mIoU of {sentences}": scores for sentences, scores in judged.items()}
     timed = [result for result in results if not _only_accuracy(result)] or list(results)
     parts = ["\n".join([*_table(result, accuracy), "", _origin(result)]) for result in timed]
     parts += [f"Accuracy: {_origin(result)}" for result in results if result not in timed]
@@ -50,13 +65,15 @@ def _only_accuracy(result: Mapping[str, Any]) -> bool:
     return not any(row["stages"] for row in result["rows"])
 
 
-def _table(result: Mapping[str, Any], accuracy: Mapping[int, float]) -> list[str]:
-    """The lines of the table; columns that no row knows are left out."""
+def _table(result: Mapping[str, Any], accuracy: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """The lines of the table; columns that no row knows are left out. accuracy: mIoU by head and by id of the row."""
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {result["title"]: lambda row: row["name"]}
-    scores = {id(row): accuracy[id(row)] for row in result["rows"] if id(row) in accuracy}
-    if scores:
-        columns["mIoU"] = lambda row: score(scores[id(row)]) if id(row) in scores else ""
-    for stage, head in TIMES.items():
+    for head, scores in accuracy.items():
+        if any(id(row) in scores for row in result["rows"]):
+            columns[head] = lambda row, scores=scores: score(scores[id(row)]) if id(row) in scores else ""
+    covered = coverage(rounds_of(result))
+    for stage in TIMES:
+        head = f"{stage} p50 ({covered})" if covered else f"{stage} p50"
         columns[head] = lambda row, stage=stage: _median(row["stages"].get(stage))
     columns["whole p50 / p90 / p99"] = lambda row: _percentiles(row["stages"].get(WHOLE))
     for name in SHOWN:
@@ -64,7 +81,16 @@ def _table(result: Mapping[str, Any], accuracy: Mapping[int, float]) -> list[str
     cells = {head: [cell(row) for row in result["rows"]] for head, cell in columns.items()}
     kept = {head: column for head, column in cells.items() if any(column)}
     lines = [list(kept), ["---", *["---:"] * (len(kept) - 1)], *map(list, zip(*kept.values(), strict=True))]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+
+
+def _cell(value: str) -> str:
+    return _plain(value).replace("|", "\\|")
+
+
+def _plain(value: str) -> str:
+    """Text that is no HTML, and on one line."""
+    return " ".join(TAG.sub("&lt;", value).split())
 
 
 def _median(times: Mapping[str, Any] | None) -> str:
@@ -79,7 +105,7 @@ def _percentiles(times: Mapping[str, Any] | None) -> str:
 
 
 def _fact(row: Mapping[str, Any], name: str) -> str:
-    value = row["facts"].get(name)
+    value = fact(row, name)
     return "" if value is None else FACTS[name][1](value)
 
 
@@ -92,8 +118,9 @@ def _origin(result: Mapping[str, Any]) -> str:
     packages = "".join(f"{name} {versions[name]}, " for name in names
                        if versions.get(name, "not installed") != "not installed")
     notes = "".join(f" {note[:1].upper()}{note[1:].rstrip('.')}." for note in result["notes"])
-    return (f"{rounds}{place_of(result)}; {packages}commit `{result['commit'][:10]}`"
-            f"{' with local changes' if result['dirty'] else ''}, {result['created'][:10]}.{notes}")
+    asked = asked_about(result)
+    return _plain(f"{rounds}{asked and f'{asked}; '}{place_of(result)}; {packages}commit `{result['commit'][:10]}`"
+                  f"{' with local changes' if result['dirty'] else ''}, {result['created'][:10]}.{notes}")
 
 
 def _packages(backend: str) -> tuple[str, ...]:
@@ -105,7 +132,8 @@ def _packages(backend: str) -> tuple[str, ...]:
 def updated(readme: str, root: Path) -> str:
     """The README's text with every table written anew from its result files, which lie below `root`.
 
-    Raises UserError for markers that do not pair up, and for files that are not results in RESULTS.
+    Raises UserError for markers that do not pair up, and for files that are not results in RESULTS as this version
+    writes them.
     """
     blocks = list(BLOCK.finditer(readme))
     markers = len(MARKER.findall(readme))
@@ -121,7 +149,11 @@ def _read(files: Sequence[str], root: Path) -> list[dict[str, Any]]:
         if not (root / file).resolve().is_relative_to((root / RESULTS).resolve()):
             raise UserError(f"expected result files in {RESULTS} in a marker, received {file}; a README's numbers come "
                             f"from results that are kept with it: move the file to {RESULTS}")
-    return [results_file.read(root / file) for file in files]
+    results = [results_file.read(root / file) for file in files]
+    for file, result in zip(files, results, strict=True):
+        with as_written(f"{file}: {result['title']!r}"):
+            markdown([result])
+    return results
 
 
 def stale(readme: str, root: Path) -> list[str]:

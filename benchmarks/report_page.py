@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.goals import MET, MISSED, NOT_MEASURED, Outcome
+from benchmarks.goals import MEASURED, MET, MISSED, NOT_MEASURED, Outcome
 from benchmarks.page_style import BASE_STYLE
-from benchmarks.report_plots import latency_bars, parity_against_latency, scaling_curves
+from benchmarks.report_plots import latency_bars, parity_against_latency, parity_strips, scaling_curves
 from benchmarks.report_table import fact_table, goal_table, origin_table, stage_table, text
-from benchmarks.report_text import place_of
+from benchmarks.report_text import asked_about, coverage, fact, peaks, place_of, rounds_of
 from talent.files import atomic_write
 
 
 def write_page(path: str | Path, results: Sequence[Mapping[str, Any]], *, outcomes: Sequence[Outcome],
                left_out: Sequence[str] = ()) -> None:
     """Write the page. results: as results_file.read gives them. left_out: what was not shown, and why."""
-    sections = [_summary(results, outcomes), _accuracy(results), *(_section(number, result)
+    sections = [_summary(results, outcomes), _accuracy(results), *(section(number, result)
                                                                    for number, result in enumerate(results, 1))]
     sections += [_notes(left_out)] if left_out else []
     page = f"""<!DOCTYPE html>
@@ -48,11 +48,14 @@ def write_page(path: str | Path, results: Sequence[Mapping[str, Any]], *, outcom
 def _summary(results: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> str:
     """What there is to read, and which targets are met."""
     items = "".join(f'<li><a href="#result-{number}">{text(result["title"])}</a> '
-                    f"<span class=soft>{_when(result)}</span></li>" for number, result in enumerate(results, 1))
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (MET, MISSED, NOT_MEASURED)}
+                    f"<span class=soft>{text(place_of(result))}; {_when(result)}</span></li>"
+                    for number, result in enumerate(results, 1))
+    counts = {state: sum(outcome.state == state for outcome in outcomes)
+              for state in (MET, MISSED, MEASURED, NOT_MEASURED)}
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return (f"<ul class=contents>{items}</ul>\n<h2>Targets</h2>\n<p>{said}. A target is a ratio of two medians of one "
-            f"run on two CPU cores at 448 px; small below it: its 95 % interval.</p>\n{goal_table(outcomes)}")
+            "run on two CPU cores at 448 px; small below it: its interval, of 95 % from six rounds on.</p>\n"
+            f"{goal_table(outcomes)}")
 
 
 def _accuracy(results: Sequence[Mapping[str, Any]]) -> str:
@@ -60,16 +63,21 @@ def _accuracy(results: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>Accuracy beside latency</h2>\n{plot}" if plot else ""
 
 
-def _section(number: int, result: Mapping[str, Any]) -> str:
+def section(number: int, result: Mapping[str, Any]) -> str:
     """One result file: plots, tables, notes, what was not run, where it comes from."""
-    plots = scaling_curves(result) or latency_bars(result)
+    plots = parity_strips(result) or scaling_curves(result) or latency_bars(result)
     times, facts = stage_table(result), fact_table(result)
     if times:
-        times = ("<h3>Milliseconds</h3>\n<p class=note>Bold: the median; below it its 95 % interval over the rounds, "
-                 f"then the 90th and 99th percentile.</p>\n{times}")
+        covered = coverage(rounds_of(result))
+        interval = f"its {covered} interval over the rounds, then " if covered else ""
+        times = (f"<h3>Milliseconds</h3>\n<p class=note>Bold: the median; below it {interval}the 90th and 99th "
+                 f"percentile.</p>\n{times}")
     notes = [*map(str, result["notes"]), *_not_run(result)]
+    if any(fact(row, "peak_share") is not None for row in result["rows"]):
+        notes.insert(0, peaks(result))
+    asked = f"<p>{text(asked)}</p>\n" if (asked := asked_about(result)) else ""
     return (f"<section><h2 id=result-{number}>{text(result['title'])}</h2>\n"
-            f"<p class=note>{text(place_of(result))}; {_when(result)}</p>\n{plots}{times}"
+            f"<p class=note>{text(place_of(result))}; {_when(result)}</p>\n{asked}{plots}{times}"
             + ("<h3>Besides time</h3>\n" if times and facts else "") + facts + _notes(notes)
             + "<details class=origin><summary>Settings, machine, versions</summary>\n"
             + f"{origin_table(result)}</details></section>\n")
@@ -96,7 +104,7 @@ def _notes(notes: Sequence[str]) -> str:
 STYLE = BASE_STYLE + """
 a { color: var(--accent) } code { font-size: .92em } .soft { color: var(--soft) } .note { overflow-wrap: anywhere }
 .contents { padding-left: 1.2rem } .legend { max-width: none }
-th { vertical-align: bottom } tbody tr:hover { background: var(--card) } .n small { white-space: nowrap }
+th { vertical-align: bottom } tbody tr:hover { background: var(--card) } td.n { white-space: nowrap }
 td:first-child { min-width: 9rem } td small { display: block; color: var(--soft); font-size: .88em }
 td:first-child small, .origin td { overflow-wrap: anywhere }
 th button { all: unset; cursor: pointer } th button:focus-visible { outline: 2px solid var(--accent) }
@@ -110,11 +118,17 @@ th[aria-sort=ascending] button::after { content: " ▲" } th[aria-sort=descendin
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem }
 figure { margin: .5rem 0; max-width: 36rem } figure + figure { margin-top: 1rem }
 figcaption { font-size: .9rem; color: var(--soft) }
-svg { display: block; width: 100% } svg text { font-size: 12px; fill: var(--soft) }
-svg text.n { text-anchor: end } svg text.m { text-anchor: middle } svg text.inside { fill: #fff; font-weight: 600 }
+svg { display: block; width: 100%; overflow: visible } svg text { font-size: 12px; fill: var(--soft) }
+svg text.n { text-anchor: end } svg text.m { text-anchor: middle } svg text.on { fill: var(--ink); paint-order: stroke;
+  stroke: var(--paper); stroke-width: 4px }
 .grid { stroke: var(--line) } .line { fill: none; stroke: var(--accent); stroke-width: 2 }
 .line.thin { stroke-width: 1; opacity: .5 } .line.predicted { stroke: var(--soft); stroke-dasharray: 6 4 }
 .line.memory { stroke: var(--good) } .interval { stroke: var(--ink); stroke-width: 1.5 }
+.zero { stroke: var(--ink) } .reach { stroke: var(--accent); stroke-width: 2 }
+.most { stroke: var(--accent); stroke-width: 9; stroke-linecap: butt; opacity: .55 }
+.median { stroke: var(--ink); stroke-width: 2.5 }
+.panels ol { margin: .5rem 0 } .wide { font-size: .85rem } .wide td:first-child { overflow-wrap: anywhere }
+.wide :is(th, td) { padding: .4rem .35rem }
 .dot { fill: #2f6fb3 } .dot.memory { fill: var(--good) } .dot.emulated { fill: #8a6d3b }
 details { margin: .75rem 0 } summary { cursor: pointer; color: var(--soft) }
 @media (max-width: 700px) { main { padding: 1.25rem .9rem 3rem }
@@ -138,11 +152,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     for (const other of heads) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const value = (row) => row.cells[column].dataset.value;
-    const numbers = head.classList.contains("n");
+    const number = (text) => text.trim() !== "" && !isNaN(text);
     const rows = [...table.tBodies[0].rows].sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
-      const order = numbers || !isNaN(x) && !isNaN(y) ? x - y : x.localeCompare(y);
+      const order = number(x) && number(y) ? x - y : x.localeCompare(y);
       return ascending ? order : -order;
     });
     table.tBodies[0].append(...rows);

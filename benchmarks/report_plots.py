@@ -11,18 +11,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.latency_view import STAGE_COLOURS
+from benchmarks.report_pairs import Pair, joined
 from benchmarks.report_table import text
-from benchmarks.report_text import MEBI, milliseconds, score, signed
+from benchmarks.report_text import (
+    MEBI,
+    PARITY,
+    Sentences,
+    change,
+    coverage,
+    milliseconds,
+    place_of,
+    rounds_of,
+    score,
+    signed,
+)
+from benchmarks.scaling_cost import LABELS, SIZE
 from benchmarks.timing import FRAME, STAGES, WHOLE
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44
-LABELS = {"prompts": "prompts per picture", "size": "input, pixels a side", "batch": "pictures together"}
+STRIP, STRIP_LEFT, NAME = 38, 16, 56  # of parity_strips: height of a row, where it begins, letters it has room for
+ROOM = 2**0.25  # at both ends of a logarithmic axis, as a factor
+NO_CHANGE = 0.01  # how far its axis reaches where nothing changed
 
 
 def latency_bars(result: Mapping[str, Any]) -> str:
-    """A bar per row: medians of its stages, the 95 % interval of the whole as a line across its end. Empty where no row
-    has all stages."""
+    """A bar per row: medians of its stages, the interval of the whole as a line across its end. Empty where no row has
+    all stages."""
     rows = [row for row in result["rows"] if {*STAGES, WHOLE} <= row["stages"].keys()]
     if not rows:
         return ""
@@ -31,7 +46,9 @@ def latency_bars(result: Mapping[str, Any]) -> str:
     keys = "".join(f"<span><i class=key style='background:{STAGE_COLOURS[stage]}'></i> {stage}</span>"
                    for stage in STAGES)
     bars = "".join(_bar(row, longest) for row in rows)
-    return (f"<p class=legend>{keys}<span><i class='key whisker'></i> 95 % interval of the whole</span></p>\n"
+    if covered := coverage(rounds_of(result)):
+        keys += f"<span><i class='key whisker'></i> {covered} interval of the whole</span>"
+    return (f"<p class=legend>{keys}</p>\n"
             f"<div class=bars>{bars}</div>\n")
 
 
@@ -49,11 +66,12 @@ def _bar(row: Mapping[str, Any], longest: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """From 0 or the smallest value to `most`, with round steps."""
+    """From 0 or the smallest value to `most`, with round steps; or logarithmic, which has no steps."""
 
     least: float
     most: float
-    step: float
+    step: float = 0.0
+    logarithmic: bool = False
 
     @classmethod
     def over(cls, values: Sequence[float], *, from_zero: bool = True) -> Axis:
@@ -63,16 +81,24 @@ class Axis:
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
         return cls(math.floor(least / step) * step, math.ceil(most / step + 1e-9) * step, step)
 
+    @classmethod
+    def over_powers(cls, values: Sequence[float]) -> Axis:
+        """Logarithmic, with some room at both ends. Values above 0."""
+        return cls(min(values) / ROOM, max(values) * ROOM, logarithmic=True)
+
     @property
     def ticks(self) -> list[float]:
-        return [self.least + self.step * index for index in range(round((self.most - self.least) / self.step) + 1)]
+        first, last = round(self.least / self.step), round(self.most / self.step)
+        return [self.step * index for index in range(first, last + 1)]
 
     def share(self, value: float) -> float:
+        if self.logarithmic:
+            return math.log(value / self.least) / math.log(self.most / self.least)
         return (value - self.least) / (self.most - self.least)
 
 
-def _x(axis: Axis, value: float) -> float:
-    return LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT)
+def _x(axis: Axis, value: float, left: float = LEFT) -> float:
+    return left + axis.share(value) * (WIDTH - left - RIGHT)
 
 
 def _y(axis: Axis, value: float) -> float:
@@ -94,9 +120,9 @@ def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _spread(values: Sequence[float]) -> list[float]:
+def _spread(axis: Axis, values: Sequence[float]) -> list[float]:
     """The values that have room for a number below them: from the right, those too near to the next are left out."""
-    axis, kept = Axis.over(values), []
+    kept: list[float] = []
     for value in sorted(values, reverse=True):
         if not kept or _x(axis, kept[-1]) - _x(axis, value) > 24:
             kept.append(value)
@@ -108,17 +134,20 @@ def scaling_curves(result: Mapping[str, Any]) -> str:
     panels = []
     for name, series in result["settings"].get("series", {}).items():
         rows = [row for row in result["rows"] if row["facts"].get("series") == name]
-        label = LABELS.get(name, name)
+        values = [row["facts"]["value"] for row in rows]
+        x = (Axis.over(values, from_zero=min(values) < 0.3 * max(values)) if name == SIZE
+             else Axis.over_powers(values))
+        label = LABELS[name] + (" (logarithmic)" if x.logarithmic else "")
         memory = any(row["facts"].get("peak_host_bytes") for row in rows)
-        panels.append(f"<div>{_time_panel(rows, series, label)}{_memory_panel(rows, label) if memory else ''}</div>")
+        panels.append(f"<div>{_time_panel(rows, series, x, label)}{_memory_panel(rows, x, label) if memory else ''}"
+                      "</div>")
     return f"<div class=panels>{''.join(panels)}</div>\n" if panels else ""
 
 
-def _time_panel(rows: Sequence[Mapping[str, Any]], series: Mapping[str, Any], label: str) -> str:
+def _time_panel(rows: Sequence[Mapping[str, Any]], series: Mapping[str, Any], x: Axis, label: str) -> str:
     values = [row["facts"]["value"] for row in rows]
     times = [row["stages"][series["stage"]] for row in rows]
     predicted = [row["facts"]["predicted_ms"] for row in rows]
-    x = Axis.over(values, from_zero=min(values) < 0.3 * max(values))
     y = Axis.over([*predicted, *(time["ci_high_ms"] or time["p50_ms"] for time in times)])
     body = _line(x, y, values, predicted, "predicted") + _line(x, y, values, [time["p50_ms"] for time in times], "thin")
     for value, time, row in zip(values, times, rows, strict=True):
@@ -130,20 +159,20 @@ def _time_panel(rows: Sequence[Mapping[str, Any]], series: Mapping[str, Any], la
         body += (f'<circle class=dot cx="{place:.1f}" cy="{height:.1f}" r="4"><title>{text(row["name"])}: '
                  f'{milliseconds(time["p50_ms"])} ms, predicted {milliseconds(row["facts"]["predicted_ms"])} ms '
                  f"({deviation})</title></circle>")
-    return _frame(f"{series['stage']}: measured, and predicted from {series['anchor']} (dashed), which is "
-                  f"{signed(series['largest_deviation'])} off at most", x, y, across=label, up="milliseconds",
-                  places=_spread(values), body=body)
+    return _frame(f"{series['stage']}; dashed: predicted from {series['anchor']}; measured differs by "
+                  f"{signed(series['largest_deviation'])} at most", x, y, across=label, up="milliseconds",
+                  places=_spread(x, values), body=body)
 
 
-def _memory_panel(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+def _memory_panel(rows: Sequence[Mapping[str, Any]], x: Axis, label: str) -> str:
     known = [row for row in rows if row["facts"].get("peak_host_bytes")]
     values = [row["facts"]["value"] for row in known]
     sizes = [row["facts"]["peak_host_bytes"] / MEBI for row in known]
-    x, y = Axis.over(values, from_zero=min(values) < 0.3 * max(values)), Axis.over(sizes)
+    y = Axis.over(sizes)
     body = _line(x, y, values, sizes, "memory") + "".join(
         f'<circle class="dot memory" cx="{_x(x, value):.1f}" cy="{_y(y, size):.1f}" r="4"><title>{size:.0f} MiB</title>'
         "</circle>" for value, size in zip(values, sizes, strict=True))
-    return _frame("most resident memory", x, y, across=label, up="MiB", places=_spread(values), body=body)
+    return _frame("most resident memory", x, y, across=label, up="MiB", places=_spread(x, values), body=body)
 
 
 def _line(x: Axis, y: Axis, across: Sequence[float], up: Sequence[float], kind: str) -> str:
@@ -151,36 +180,91 @@ def _line(x: Axis, y: Axis, across: Sequence[float], up: Sequence[float], kind: 
     return f'<polyline class="line {kind}" points="{points}"/>'
 
 
-def parity_against_latency(results: Sequence[Mapping[str, Any]]) -> str:
-    """mIoU over the time of a frame, of all rows that were measured in both ways (`joined`); empty where none was."""
-    pairs = joined(results)
-    if not pairs:
+def parity_strips(result: Mapping[str, Any]) -> str:
+    """How the IoU of every sentence changed: a strip per row but the reference, around a line at no change. Empty for
+    results of other benchmarks, and where there is no other row."""
+    if result["benchmark"] != PARITY:
         return ""
-    x = Axis.over([frame["p50_ms"] for _, frame, _ in pairs])
-    scores = [miou for _, _, miou in pairs]
+    reference = result["settings"]["reference"]
+    rows = [row for row in result["rows"] if row["name"] != reference]
+    ends = [row["facts"]["delta"][end] for row in rows for end in ("p0", "p100")]
+    if not rows:
+        return ""
+    x = Axis.over([0.0, *ends] if any(ends) else [-NO_CHANGE, NO_CHANGE], from_zero=False)
+    bottom = TOP + STRIP * len(rows)
+    lines = [f'<line class="{"zero" if _round(tick) == 0 else "grid"}" x1="{_x(x, tick, STRIP_LEFT):.1f}" '
+             f'x2="{_x(x, tick, STRIP_LEFT):.1f}" y1="{TOP}" y2="{bottom}"/>'
+             f'<text class=m x="{_x(x, tick, STRIP_LEFT):.1f}" y="{bottom + 16}">{_round(tick):g}</text>'
+             for tick in x.ticks]
+    strips = "".join(_strip(row, x, TOP + STRIP * index) for index, row in enumerate(rows))
+    caption = (f"change of IoU against {reference}, sentence by sentence: from the worst to the best, thick from 5 % "
+               "to 95 % of them, marked the median")
+    return (f"<figure><figcaption>{text(caption)}</figcaption><svg viewBox='0 0 {WIDTH} {bottom + 22}' role=img "
+            f"aria-label=\"{text(caption)}\">{''.join(lines)}{strips}</svg></figure>\n")
+
+
+def _strip(row: Mapping[str, Any], x: Axis, top: float) -> str:
+    """A row's name, below it its changes."""
+    delta, middle = row["facts"]["delta"], top + 23
+    p0, p5, p50, p95, p100 = (_x(x, delta[name], STRIP_LEFT) for name in ("p0", "p5", "p50", "p95", "p100"))
+    told = (f"{row['name']}: from {change(delta['p0'])} to {change(delta['p100'])}, 5 % to 95 %: "
+            f"{change(delta['p5'])} to {change(delta['p95'])}, median {change(delta['p50'])}")
+    name = row["name"] if len(row["name"]) <= NAME else f"{row['name'][:NAME - 1]}…"
+    return (f'<g><title>{text(told)}</title><text class=on x="{STRIP_LEFT}" y="{top + 12}">{text(name)}</text>'
+            f'<line class=reach x1="{p0:.1f}" x2="{p100:.1f}" y1="{middle}" y2="{middle}"/>'
+            f'<line class=most x1="{p5:.1f}" x2="{p95:.1f}" y1="{middle}" y2="{middle}"/>'
+            f'<line class=median x1="{p50:.1f}" x2="{p50:.1f}" y1="{middle - 7}" y2="{middle + 7}"/></g>')
+
+
+def parity_against_latency(results: Sequence[Mapping[str, Any]]) -> str:
+    """mIoU over the time of a frame, of all rows that were measured in both ways: a plot for each set of sentences
+    (`joined`). Empty where no row was."""
+    return "".join(_accuracy_plot(sentences, pairs) for sentences, pairs in joined(results).items())
+
+
+def _accuracy_plot(sentences: Sentences, pairs: Sequence[Pair]) -> str:
+    frames = [pair.row["stages"][FRAME] for pair in pairs]
+    times = [time for frame in frames for time in (frame["p50_ms"], frame["ci_low_ms"], frame["ci_high_ms"])
+             if time is not None]
+    scores = [pair.miou for pair in pairs]
+    x = Axis.over(times, from_zero=min(times) <= 0.5 * max(times))
     y = Axis.over([*scores, max(scores) - 0.01], from_zero=False)
-    body, legend = "", []
-    for index, (row, frame, miou) in enumerate(pairs, 1):
-        place, height = _x(x, frame["p50_ms"]), _y(y, miou)
+    dots = [(_x(x, frame["p50_ms"]), _y(y, miou)) for frame, miou in zip(frames, scores, strict=True)]
+    names = _named({id(pair.result): pair.result for pair in pairs})
+    body, legend = "", dict.fromkeys(names, "")
+    for number, (pair, frame, (place, height), beside) in enumerate(zip(pairs, frames, dots, _beside(dots),
+                                                                        strict=True), 1):
         if frame["ci_low_ms"] is not None:
             body += (f'<line class=interval x1="{_x(x, frame["ci_low_ms"]):.1f}" x2="{_x(x, frame["ci_high_ms"]):.1f}" '
                      f'y1="{height:.1f}" y2="{height:.1f}"/>')
-        kind = "dot emulated" if row["emulated"] else "dot"
-        body += (f'<circle class="{kind}" cx="{place:.1f}" cy="{height:.1f}" r="9"/>'
-                 f'<text class="m inside" x="{place:.1f}" y="{height + 4:.1f}">{index}</text>')
-        legend.append(f"<li>{text(row['name'])}: {milliseconds(frame['p50_ms'])} ms, mIoU {score(miou)}</li>")
+        kind = "dot emulated" if pair.row["emulated"] else "dot"
+        told = f"{pair.row['name']}: {milliseconds(frame['p50_ms'])} ms, mIoU {score(pair.miou)}"
+        legend[id(pair.result)] += f"<li value={number}>{text(told)}</li>"
+        body += (f'<circle class="{kind}" cx="{place:.1f}" cy="{height:.1f}" r="5"><title>{text(told)}</title></circle>'
+                 f'<text class="m on" x="{beside[0]:.1f}" y="{beside[1] + 4:.1f}">{number}</text>')
     plot = _frame("accuracy against time: up and to the left is better", x, y, across="frame, milliseconds (median)",
                   up="mIoU", places=[_round(tick) for tick in x.ticks], body=body)
-    return f"<div class=panels>{plot}<ol>{''.join(legend)}</ol></div>\n"
+    lists = "".join((f"<p class=note>{text(names[key])}</p>" if names[key] else "") + f"<ol>{items}</ol>"
+                    for key, items in legend.items())
+    return f"<p class=note>mIoU of {text(sentences)}</p>\n<div class=panels>{plot}<div>{lists}</div></div>\n"
 
 
-def joined(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any], float]]:
-    """(row, its frame's times, its mIoU) of every row that one result timed and one judged: of the same backend,
-    precision and source. Of several the last counts."""
-    def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-        return row["backend"], row["precision"], row["source"]
+def _named(results: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """What tells several results apart: their titles, or also machine and time where titles are alike; "" for one."""
+    titles = [result["title"] for result in results.values()]
+    if len(titles) == 1:
+        return dict.fromkeys(results, "")
+    return {key: result["title"] if titles.count(result["title"]) == 1 else
+            f"{result['title']}, {place_of(result)}, {result['created'][:16]}" for key, result in results.items()}
 
-    rows = [row for result in results for row in result["rows"]]
-    scores = {key(row): row["facts"]["miou"] for row in rows if row["facts"].get("miou") is not None}
-    timed = {key(row): row for row in rows if FRAME in row["stages"] and "series" not in row["facts"]}
-    return [(row, row["stages"][FRAME], scores[name]) for name, row in timed.items() if name in scores]
+
+def _beside(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The middle of a number for each dot, beside it where no dot and no other number is, if there is such a place."""
+    taken, places = list(dots), []
+    for x, y in dots:
+        around = [(x + far * right, y + far * down) for far in (13, 26)
+                  for right, down in ((0, -1), (1, 0), (-1, 0), (0, 1))]
+        places.append(next((place for place in around if min(math.dist(place, other) for other in taken) >= 12),
+                           around[0]))
+        taken.append(places[-1])
+    return places

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.goals import MEASURED, MET, MISSED, Outcome
-from benchmarks.report_text import FACTS, facts_known, flat, interval, milliseconds
+from benchmarks.report_text import FACTS, fact, facts_known, flat, interval, milliseconds
 from benchmarks.timing import TIMED
 
 UNKNOWN = "–"
+WIDE = 8  # columns from which on a table is written closer
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], *, numeric_from:
                  for title, kind in zip(heads, kinds, strict=True)])
     body = "\n".join(line([f'<td{kind}{_sorted_by(cell)}>{cell.shown}</td>'
                            for cell, kind in zip(row, kinds, strict=True)]) for row in rows)
-    return (f"<div class=scroll><table{' class=sortable' if sortable else ''}>\n<thead>{head}</thead>\n"
+    classes = " ".join(name for name, fits in (("sortable", sortable), ("wide", len(heads) >= WIDE)) if fits)
+    kind = f' class="{classes}"' if classes else ""
+    return (f'<div class=scroll><table{kind}>\n<thead>{head}</thead>\n'
             f"<tbody>{body}</tbody>\n</table></div>\n")
 
 
@@ -66,7 +69,7 @@ def stage_table(result: Mapping[str, Any]) -> str:
     if not stages:
         return ""
     rows = [[name_cell(row), *(_time_cell(row["stages"].get(stage)) for stage in stages)] for row in result["rows"]]
-    return table(["", *stages], rows)
+    return table(["row", *stages], rows)
 
 
 def _time_cell(times: Mapping[str, Any] | None) -> Cell:
@@ -83,9 +86,9 @@ def fact_table(result: Mapping[str, Any]) -> str:
     known = facts_known(result["rows"])
     if not known:
         return ""
-    rows = [[name_cell(row), *(number(row["facts"].get(name), FACTS[name][1]) for name in known)]
+    rows = [[name_cell(row), *(number(fact(row, name), FACTS[name][1]) for name in known)]
             for row in result["rows"]]
-    return table(["", *(FACTS[name][0] for name in known)], rows)
+    return table(["row", *(FACTS[name][0] for name in known)], rows)
 
 
 def goal_table(outcomes: Sequence[Outcome]) -> str:
@@ -96,9 +99,12 @@ def goal_table(outcomes: Sequence[Outcome]) -> str:
         bound = outcome.goal.at_most
         state = f'<span class="{classes.get(outcome.state, "soft")}">{outcome.state}</span>'
         state += "" if bound is None else f"<small>at most {bound:.2f}</small>"
-        if outcome.state in (MET, MISSED) and not outcome.sure:
+        if outcome.ratio is not None and outcome.low is None:
+            state += "<small>too few rounds</small>"
+        elif outcome.state in (MET, MISSED) and not outcome.sure:
             state += "<small>within noise</small>"
-        where = f"{outcome.title}, commit {outcome.commit[:10]}" if outcome.title else outcome.reason
+        changes = ", with local changes" if outcome.dirty else ""
+        where = f"{outcome.title}, commit {outcome.commit[:10]}{changes}" if outcome.title else outcome.reason
         measured = number(outcome.ratio, "{:.3f}".format)
         sure = interval(outcome.low, outcome.high, "{:.3f}".format)
         name = outcome.goal.name
@@ -112,5 +118,5 @@ def origin_table(result: Mapping[str, Any]) -> str:
     """Everything that a number needs so that somebody else can repeat it: settings, machine, versions."""
     lines = {"command": " ".join(map(str, result["command"])), **flat(result["settings"]),
              **flat(result["machine"], "machine: "), **flat(result["versions"], "version: ")}
-    return table(["", ""], [[words(name), words(value)] for name, value in lines.items()], numeric_from=9,
+    return table(["setting", "value"], [[words(name), words(value)] for name, value in lines.items()], numeric_from=9,
                  sortable=False)

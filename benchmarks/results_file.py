@@ -12,8 +12,10 @@ Names say the unit: `_ms`, `_seconds`, `_bytes`.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def check(result: Any, where: str) -> None:
     """Raise UserError, which begins with `where`, for a result of another shape than this module's docstring says."""
     _object(result, _FIELDS, where)
+    for index, gpu in enumerate(result["machine"].get("gpus") or ()):
+        _object(gpu, {"name": str}, f"{where}: machine.gpus[{index}]")
     if result["schema"] != SCHEMA:
         raise UserError(f"{where}: expected a result of schema {SCHEMA}, received {result['schema']}; measure again "
                         "with this version, or read it with the version that wrote it")
@@ -97,6 +101,11 @@ def check(result: Any, where: str) -> None:
         _object(entry, _ROW, place)
         for stage, times in entry["stages"].items():
             _times(times, f"{place}.stages[{stage!r}]")
+        if len(rounds := {len(times["samples_ms"]) for times in entry["stages"].values()}) > 1:
+            raise UserError(f"{place}: expected as many rounds in every stage, received {sorted(rounds)}")
+        for name, value in entry["facts"].items():
+            if not (value is None or isinstance(value, (str, bool, dict, list)) or _number(value)):
+                raise UserError(f"{place}.facts[{name!r}]: expected a number, received {_name(value)}")
     names = [entry["name"] for entry in result["rows"]]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: expected rows of different names, received {twice[0]!r} twice")
@@ -122,9 +131,14 @@ def _times(times: Any, where: str) -> None:
         if not (_number(value) or name in INTERVAL and value is None):
             raise UserError(f"{where}: expected {name!r} to be a number of milliseconds, received {_name(value)}")
     for samples in times["samples_ms"]:
-        if not isinstance(samples, list) or not samples or not all(map(_number, samples)):
-            raise UserError(f"{where}: expected 'samples_ms' to be a list of numbers for each round, received "
+        if not isinstance(samples, list) or not samples or not all(_number(value) and value > 0 for value in samples):
+            raise UserError(f"{where}: expected 'samples_ms' to be a list of numbers above 0 for each round, received "
                             f"{_name(samples)}")
+    if times["samples_ms"]:
+        median = statistics.median(itertools.chain(*times["samples_ms"]))
+        if not math.isclose(times["p50_ms"], median, rel_tol=1e-6):
+            raise UserError(f"{where}: expected 'p50_ms' to be the median of 'samples_ms', {median}, received "
+                            f"{times['p50_ms']}; was it changed by hand?")
 
 
 def _number(value: Any) -> bool:

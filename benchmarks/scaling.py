@@ -1,10 +1,12 @@
 """Time and memory as work grows: prompts per picture, input size, pictures together; measured and predicted.
 
-    bundle per size --> points of a curve in interleaved rounds --> each point in a process of its own: memory -->
-    GFLOP by scaling_cost.py, scaled to the usual point --> result file, table, chart
+    bundle per size, each opened once --> GFLOP by scaling_cost.py --> points of a curve in interleaved rounds -->
+    each point in a process of its own: memory --> GFLOP scaled to the usual point --> result file, table, chart
 
 The usual point is one prompt, one picture, the checkpoint's own size. The prediction passes through it, so that what is
 judged is the shape of a curve: where the machine computes more or fewer operations a second than there.
+
+Whatever cannot be measured is found before anything is: what a backend does not take at once is left out and said.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as latency.py, before PyTorch is loaded
 
 import cv2  # noqa: E402
-import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
@@ -30,13 +31,31 @@ if __name__ == "__main__":  # a script: its own folder, which has a module `kern
 from benchmarks import results_file  # noqa: E402
 from benchmarks.contenders import BACKENDS  # noqa: E402
 from benchmarks.intervals import summary  # noqa: E402
-from benchmarks.latency_view import EMULATED, MEBI, device_name  # noqa: E402
+from benchmarks.latency_view import EMULATED, MEBI, device_name, not_run  # noqa: E402
 from benchmarks.machine import conditions, machine, usable_cores  # noqa: E402
+from benchmarks.measured import networks  # noqa: E402
 from benchmarks.outputs import check_outputs, write_outputs  # noqa: E402
 from benchmarks.rounds import aligned, rotations  # noqa: E402
-from benchmarks.scaling_bundles import bundles_of_sizes  # noqa: E402
+from benchmarks.scaling_bundles import (  # noqa: E402
+    bundles_of_sizes,
+    check_sizes,
+    divide,
+    given_bundles,
+    most_at_once,
+)
 from benchmarks.scaling_chart import draw_chart  # noqa: E402
-from benchmarks.scaling_cost import BATCH, PROMPTS, SERIES, SIZE, SUPPORT, TERMS, Curve, curves  # noqa: E402
+from benchmarks.scaling_cost import (  # noqa: E402
+    BATCH,
+    PROMPTS,
+    SERIES,
+    SIZE,
+    SUPPORT,
+    TERMS,
+    Curve,
+    curves,
+    line,
+    predict,
+)
 from benchmarks.scaling_points import (  # noqa: E402
     DATA,
     FRAME,
@@ -60,6 +79,8 @@ PROMPT_COUNTS, PIXELS, BATCHES = (1, 2, 4, 8, 16, 32), (224, 280, 336, 392, 448,
 PRECISIONS = ("fp32", "fp16")
 NONE = "none"
 WARM_UP = 2  # runs of a point that are not counted: the first allocates
+ON_CPU = ("pictures together are prepared on the CPU, also the single one of their curve; the other curves are of "
+          "whole frames on the GPU")
 PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "opencv-python-headless")
 EXAMPLE = """examples:
   python benchmarks/scaling.py base/ --json scaling.json --png scaling.png
@@ -94,44 +115,34 @@ def judged(stages: Mapping[str, Any]) -> str:
     return VISION if VISION in stages else FRAME
 
 
-def predict(curve: Curve, measured: Mapping[int, float], *, usual: int) -> tuple[int, dict[int, float]]:
-    """(where the prediction is what was measured, milliseconds that the arithmetic predicts at every value).
-
-    measured: milliseconds by value. That place is the usual value, or else the nearest that was measured.
-    """
-    anchor = min(measured, key=lambda value: abs(value - usual))
-    scale = measured[anchor] / curve.gflop(anchor)  # milliseconds a GFLOP
-    return anchor, {value: scale * curve.gflop(value) for value in measured}
-
-
-def line(measured: Mapping[int, float]) -> tuple[float, float] | None:
-    """(milliseconds once, milliseconds for each) of the straight line that fits best; None for a single value."""
-    if len(measured) < 2:
-        return None
-    each, once = np.polyfit(list(measured), list(measured.values()), 1)
-    return float(once), float(each)
-
-
 def benchmark(checkpoint: Path, *, values: Mapping[str, Sequence[int]], bundles: Sequence[Path] = (),
-              precision: str = "fp32", backend: str = "onnxruntime", samples: int = 3, rounds: int = 5,
+              precision: str = "fp32", backend: str = "onnxruntime", samples: int = 3, rounds: int = 6,
               threads: int | None = None, in_own_process: bool = True,
               command: Sequence[str] = ("benchmarks/scaling.py",)) -> dict[str, Any]:
     """The whole result, as `--json` writes it.
 
-    values: of each series (of SERIES) that is measured. bundles: of the checkpoint, which saves exporting them.
-    threads: None for one per core. in_own_process: also measure the memory of every point alone.
-    Raises UserError for bad input, and where a bundle cannot be exported or does not run here.
+    values: of each series (of SERIES) that is measured. bundles: of the checkpoint, which saves exporting them; a
+    TensorRT needs them all. rounds: from six on the 95 % intervals are wide enough. threads: None for one per core.
+    in_own_process: also measure the memory of every point alone.
+    Raises UserError, before anything is measured, for bad input, and where a bundle cannot be exported or does not run
+    here. What a bundle does not take at once is no error but a line of the result.
     """
     threads = threads or usable_cores()
-    loaded = load_checkpoint(checkpoint)
-    usual = {PROMPTS: 1, SIZE: loaded.config.image_size, BATCH: 1}
-    sizes = sorted({*values.get(SIZE, ()), *([usual[SIZE]] if values.keys() - {SIZE} else [])})
+    own = given_bundles(checkpoint, bundles, precision=precision)
+    usual = {PROMPTS: 1, SIZE: load_checkpoint(checkpoint).config.image_size, BATCH: 1}
+    counted = values.keys() - {SIZE}
+    sizes = sorted({*values.get(SIZE, ()), *([usual[SIZE]] if counted else [])})
+    check_sizes(own, sizes, checkpoint=checkpoint, precision=precision, backend=backend)
+    made = bundles_of_sizes(checkpoint, sizes, precision=precision, own=own,
+                            progress=lambda size: print(f"exporting {checkpoint} for {size} px", file=sys.stderr))
+    most = {size: most_at_once(bundle, backend, threads) for size, bundle in
+            tqdm(made.items(), desc="open", unit="bundle", leave=False, disable=None)}
+    too_much = []
+    if counted:
+        values, too_much = divide(values, most=most[usual[SIZE]], bundle=made[usual[SIZE]], backend=backend)
     with tqdm(total=sum(len(SUPPORT[name]) for name in values), desc="arithmetic", unit="count", leave=False,
               disable=None) as bar:
-        expected = curves(loaded, list(values), bar.update)
-    del loaded  # the exports load it again
-    made = bundles_of_sizes(checkpoint, sizes, precision=precision, given=bundles,
-                            progress=lambda size: print(f"exporting {checkpoint} for {size} px", file=sys.stderr))
+        expected = curves(load_checkpoint(checkpoint), list(values), bar.update)
     facts = machine()
     before = cv2.getNumThreads()
     cv2.setNumThreads(threads)
@@ -144,23 +155,23 @@ def benchmark(checkpoint: Path, *, values: Mapping[str, Sequence[int]], bundles:
                           for value in values[name]]
                 times = measure(points, rounds=rounds, samples=samples, progress=bar)
                 memory = _memory(points) if in_own_process else {}
-                own, series[name] = _rows(points, times, memory, expected[name], usual[name], made)
-                rows += own
+                added, series[name] = _rows(points, times, memory, expected[name], usual[name], made)
+                rows += added
     finally:
         cv2.setNumThreads(before)
     facts["after"] = conditions()
     first = made[sizes[0]]
     if any(row["emulated"] for row in rows):
         notes.append(EMULATED)
+    if {one["stage"] for one in series.values()} == {VISION, FRAME}:
+        notes.append(ON_CPU)
     settings = {"samples": samples, "rounds": rounds, "threads": threads, "photo": PHOTO, "data": DATA,
-                "image_size": usual[SIZE], "series": series, "checkpoint": str(checkpoint),
-                "bundles": [{"name": str(bundle.directory), "precision": bundle.precision, "preset": bundle.preset,
-                             "image_size": bundle.image_size, "commit": bundle.commit, "source": dict(bundle.source)}
-                            for bundle in made.values()]}
+                "image_size": usual[SIZE], "series": series, **networks(list(made.values()), checkpoint)}
     failed = [{"name": f"{row['name']}: memory", "reason": row["facts"].pop("memory_failure")} for row in rows
               if row["facts"].get("memory_failure")]
     return results_file.new("scaling", title=f"Cost as work grows, {first.preset}", rows=rows, settings=settings,
-                            command=command, packages=PACKAGES, machine=facts, not_run=failed, notes=notes)
+                            command=command, packages=PACKAGES, machine=facts, not_run=[*too_much, *failed],
+                            notes=notes)
 
 
 def _point(series: str, value: int, bundle: Bundle, backend: str, threads: int) -> Point:
@@ -214,15 +225,14 @@ def table(result: Mapping[str, Any]) -> str:
     text = [one.rstrip() for one in aligned(lines, left=1)]
     settings = result["settings"]
     for name, series in settings["series"].items():
-        fitted = (f"; measured {series['once_ms']:.1f} ms once and {series['each_ms']:.1f} ms for each"
-                  if series["each_ms"] is not None else "")
+        fitted = (f"; a straight line through what was measured: {series['once_ms']:.1f} ms once and "
+                  f"{series['each_ms']:.1f} ms for each" if series["each_ms"] is not None else "")
         text.append(f"{name}: {series['stage']} differs by {series['largest_deviation']:+.1%} at most from its "
                     f"arithmetic, scaled to {series['anchor']}{fitted}")
     text.append(f"medians of {settings['rounds']} rounds x {settings['samples']} runs in milliseconds, "
                 f"{settings['photo']} px photos, {settings['threads']} threads, {device_name(result['machine'])}; a "
                 "frame is all but the text, which a robot computes once per expression")
-    text += [f"not run: {entry['name']}: {entry['reason']}" for entry in result["not_run"]]
-    return "\n".join([*text, *(f"note: {note}" for note in result["notes"])])
+    return "\n".join([*text, *not_run(result), *(f"note: {note}" for note in result["notes"])])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -239,10 +249,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--precision", choices=PRECISIONS, default="fp32",
                         help="of the bundles (default: %(default)s, which a CPU does not emulate)")
     result.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime",
-                        help="what runs them; a TensorRT needs --bundles with engines of it (default: %(default)s)")
+                        help="what runs them; a TensorRT needs --bundles with engines of it for every size, and what "
+                             "they do not take at once is left out (default: %(default)s)")
     result.add_argument("--samples", type=int, default=3, metavar="N",
                         help="runs of a point in each round (default: %(default)s)")
-    result.add_argument("--rounds", type=int, default=5, metavar="R", help="rounds (default: %(default)s)")
+    result.add_argument("--rounds", type=int, default=6, metavar="R",
+                        help="rounds; from six on an interval holds the true median in 95 %% of cases (default: "
+                             "%(default)s)")
     result.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     result.add_argument("--not-alone", action="store_true",
                         help="leave out the memory, which takes a process for each point")
@@ -287,9 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                        backend=arguments.backend, samples=arguments.samples, rounds=arguments.rounds,
                        threads=arguments.threads, in_own_process=not arguments.not_alone,
                        command=["benchmarks/scaling.py", *map(str, sys.argv[1:] if argv is None else argv)])
-    print(table(result))
     write_outputs(arguments.json, arguments.png, write=lambda path: results_file.write(path, result),
-                  draw=lambda path: draw_chart(result, path), otherwise="--json scaling.json")
+                  draw=lambda path: draw_chart(result, path), otherwise="--json scaling.json", table=table(result))
     return 0
 
 

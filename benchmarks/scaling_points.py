@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[:] = [str(Path(__file__).resolve().parent.parent), *sys.path[1:]]  # benchmarks are scripts, not installed
+if __name__ == "__main__":  # a script: its own folder, which has a module `kernels` as another package has, gives way
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.memory import PeakGpuMemory, gpu_memory  # noqa: E402
+from benchmarks.scaling_cost import BATCH  # noqa: E402
 from deploy.build_memory import PeakMemory  # noqa: E402
 from deploy.runtime.segmenter import Prompt, Segmenter  # noqa: E402
 from talent.data.registry import open_dataset  # noqa: E402
@@ -61,19 +62,25 @@ class Point:
 @dataclass(frozen=True)
 class Memory:
     """peak_host_bytes: the most resident memory of the process, python_host_bytes of which it had before it opened
-    anything. peak_gpu_bytes: of the GPU. None for what is not known; failure says why there is nothing at all."""
+    anything. peak_gpu_bytes: of the GPU, as peak_gpu_source tells it. None for what is not known; failure says why
+    there is nothing at all."""
 
     peak_host_bytes: int | None = None
     python_host_bytes: int | None = None
     peak_gpu_bytes: int | None = None
+    peak_gpu_source: str | None = None
     peak_gpu_reason: str | None = None
     failure: str | None = None
 
 
 class Questions:
-    """The photos, uint8 [H, W, 3], and the different sentences that a point takes."""
+    """The photos, uint8 [H, W, 3], and the different sentences that a point takes.
+
+    together: whether its curve is of pictures together; then also the first point, of a single picture, goes their way.
+    """
 
     def __init__(self, point: Point) -> None:
+        self.together = point.series == BATCH
         scenes = open_dataset(DATA, split="test", size=PHOTO, length=ROOM * max(point.pictures, point.prompts))
         self.photos = [scenes[index].image for index in range(point.pictures)]
         self.sentences = different_sentences(scenes, point.prompts)
@@ -99,7 +106,8 @@ def together(prompts: Sequence[Prompt]) -> Prompt:
 def run_once(segmenter: Segmenter, questions: Questions) -> dict[str, float]:
     """Milliseconds of each stage. "text" encodes all sentences; "frame" is all but that, photos to masks.
 
-    Where pictures go to the GPU as they are, one photo's frame is one call of `segment_many`, which has no stages.
+    Where a backend takes pictures as they are, a frame is one call of `segment_many`, which has no stages. It takes one
+    picture: pictures together are prepared on the CPU, with all stages, and so is the single one of their curve.
     Raises UserError for more prompts or pictures than the backend takes at once.
     """
     start = time.perf_counter()
@@ -109,7 +117,7 @@ def run_once(segmenter: Segmenter, questions: Questions) -> dict[str, float]:
     if len(prompts) > most:
         raise UserError(f"{segmenter.bundle.directory} takes at most {most} prompts at once in "
                         f"{segmenter.backend.name}, received {len(prompts)}; measure fewer")
-    if segmenter.backend.takes_pictures and len(questions.photos) == 1:
+    if segmenter.backend.takes_pictures and not questions.together:
         segmenter.segment_many(questions.photos[0], prompts)
         return _milliseconds({TEXT: encoded - start, FRAME: time.perf_counter() - encoded})
     inputs, boxes = zip(*(segmenter.preprocess(photo) for photo in questions.photos), strict=True)
@@ -154,7 +162,8 @@ def work(point: Point) -> Memory:
             peak = host.bytes()
     except UserError as error:
         return Memory(failure=str(error))
-    return Memory(peak_host_bytes=peak, python_host_bytes=before, peak_gpu_bytes=gpu.bytes, peak_gpu_reason=gpu.reason)
+    return Memory(peak_host_bytes=peak, python_host_bytes=before, peak_gpu_bytes=gpu.bytes, peak_gpu_source=gpu.source,
+                  peak_gpu_reason=gpu.reason)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def short(out: Path) -> list[Step]:
                                   "--rounds", 6, "--prompts", "1,4", "--batch", "1,4"]),
         _parity(out, "parity", [*bundles.values(), "--checkpoint", WEIGHTS, "--samples", 20]),
         _scaling(out, "scaling", [WEIGHTS, "--bundles", bundles["fp32"], "--prompts", "1,4,16", "--sizes", "none",
-                                  "--batch", "1,4", "--rounds", 4, "--not-alone"]),
+                                  "--batch", "1,4", "--not-alone"]),
         _report(out, "latency", "parity", "scaling")]
 
 

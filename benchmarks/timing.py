@@ -10,8 +10,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -42,9 +43,9 @@ class Question:
 
 @dataclass
 class Times:
-    """Of one row. stages: milliseconds of each run, a list a round, by stage. spans: when the passes over STAGES ran.
+    """Of one row. stages: milliseconds of each run, a list a round, by stage. not_run: why a stage was not measured.
 
-    frames: photos that all these passes took to the mask. not_run: why a stage was not measured, by its name.
+    spans: when passes of frames alone ran, for the meters, and frames: how many there were in all of these passes.
     """
 
     warm_up: WarmUp
@@ -82,49 +83,74 @@ def batched(count: int) -> str:
     return f"vision, batch of {count}"
 
 
+Run = Callable[[int], object]
+"""Of the number of a run in a pass."""
+
+
 def further_stages(stages: Stages, questions: Sequence[Question], *, prompts: Sequence[int],
-                   batches: Sequence[int]) -> dict[str, Callable[[int], object]]:
-    """What else is timed of a row, by stage: functions of the number of the run in a pass.
+                   batches: Sequence[int]) -> tuple[dict[str, Run], dict[str, str]]:
+    """(what else is timed of a row, by stage; why a stage cannot be, by stage).
 
     On the GPU from a photo to the mask where the backend can; with more than one prompt; with pictures together. The
-    sentences are encoded and the pictures preprocessed here, once. Raises UserError for what it does not take.
+    sentences are encoded and the pictures preprocessed here, once, and every stage runs twice, not counted.
     """
     photos = [read_image(question.picture) for question in questions]
     sentences = [question.sentence for question in questions]
-    found: dict[str, Callable[[int], object]] = {}
-    if stages.takes_pictures:
+
+    def encoded(count: int) -> Any:
+        return stages.encode_many([sentences[i % len(sentences)] for i in range(count)])
+
+    def on_gpu() -> Run:
         prompt = stages.encode(sentences[0])
-        found[ON_GPU] = lambda run: stages.segment(photos[run], prompt)
-    for count in prompts:
-        if count > 1:
-            several = stages.encode_many([sentences[i % len(sentences)] for i in range(count)])
-            found[several_prompts(count)] = lambda run, several=several: stages.segment_many(photos[run], several)
-    for count in batches:
-        if count > 1 and stages.together:
-            several = stages.encode_many([sentences[i % len(sentences)] for i in range(count)])
-            pictures = [photos[i % len(photos)] for i in range(count)]
-            tensor = np.concatenate([stages.preprocess(photo)[0] for photo in pictures])
-            found[batched(count)] = lambda run, tensor=tensor, several=several: stages.infer_batch(tensor, several)
-    return found
+        return lambda run: stages.segment(photos[run], prompt)
+
+    def with_prompts(count: int) -> Run:
+        several = encoded(count)
+        return lambda run: stages.segment_many(photos[run], several)
+
+    def together(count: int) -> Run:
+        if not stages.together:
+            raise UserError("this row takes one picture at a time")
+        several = encoded(count)
+        tensor = np.concatenate([stages.preprocess(photos[i % len(photos)])[0] for i in range(count)])
+        return lambda run: stages.infer_batch(tensor, several)
+
+    makers = {ON_GPU: on_gpu} if stages.takes_pictures else {}
+    makers |= {several_prompts(count): partial(with_prompts, count) for count in prompts if count > 1}
+    makers |= {batched(count): partial(together, count) for count in batches if count > 1}
+    found: dict[str, Run] = {}
+    not_run: dict[str, str] = {}
+    for stage, make in makers.items():
+        try:
+            run = make()
+            run(0)
+            run(0)
+        except (UserError, RuntimeError, MemoryError) as error:  # PyTorch and ONNX Runtime without memory: RuntimeError
+            not_run[stage] = str(error).strip().partition("\n")[0] or type(error).__name__
+        else:
+            found[stage] = run
+    return found, not_run
 
 
 def measure(rows: Mapping[Name, Stages], questions: Sequence[Question], *, rounds: int, prompts: Sequence[int] = (),
-            batches: Sequence[int] = (), most_warm_up: int = MOST) -> dict[Name, Times]:
+            batches: Sequence[int] = (), most_warm_up: int = MOST, metered: bool = False) -> dict[Name, Times]:
     """The times of every row, over rounds x questions runs of each stage, after a warm-up of each row.
 
-    prompts, batches: how many to measure besides; 1 is what a frame is anyway. most_warm_up: runs.
+    prompts, batches: how many to measure besides; 1 is what a frame is anyway. most_warm_up: runs. metered: in every
+    round also run frames alone, one after the other, for meters of power.
     """
     found: dict[Name, Times] = {}
-    further: dict[Name, dict[str, Callable[[int], object]]] = {}
+    further: dict[Name, dict[str, Run]] = {}
     with tqdm(total=len(rows) * (rounds + 1), desc="latency", unit="pass", leave=False, disable=None) as bar:
         for name, stages in rows.items():
             found[name] = Times(warm_up=_warm_up(stages, questions, most_warm_up))
-            further[name] = further_stages(stages, questions, prompts=prompts, batches=batches)
-            _try_further(further[name], found[name])
+            further[name], found[name].not_run = further_stages(stages, questions, prompts=prompts, batches=batches)
             bar.update()
         for turn in rotations(rows, rounds):
             for name in turn:
                 _pass(rows[name], questions, found[name])
+                if metered:
+                    _frames(rows[name], questions, found[name])
                 for stage, run in further[name].items():
                     found[name].stages[stage].append([_milliseconds(run, index) for index in range(len(questions))])
                 bar.update()
@@ -136,27 +162,24 @@ def _warm_up(stages: Stages, questions: Sequence[Question], most: int) -> WarmUp
     return until_stable(lambda: run_once(stages, questions[next(number) % len(questions)])[WHOLE], most=most)
 
 
-def _try_further(further: dict[str, Callable[[int], object]], times: Times) -> None:
-    """Run each further stage twice, not counted, and leave out what refuses."""
-    for stage, run in list(further.items()):
-        try:
-            run(0)
-            run(0)
-        except UserError as error:
-            times.not_run[stage] = str(error)
-            del further[stage]
-
-
 def _pass(stages: Stages, questions: Sequence[Question], times: Times) -> None:
-    start = time.perf_counter()
     runs = [run_once(stages, question) for question in questions]
-    times.spans.append((start, time.perf_counter()))
-    times.frames += len(runs)
     for stage in TIMED:
         times.stages[stage].append([1000 * run[stage] for run in runs])
 
 
-def _milliseconds(run: Callable[[int], object], index: int) -> float:
+def _frames(stages: Stages, questions: Sequence[Question], times: Times) -> None:
+    """What FRAME times, with nothing between one frame and the next."""
+    inputs = [(read_image(question.picture), stages.encode(question.sentence)) for question in questions]
+    start = time.perf_counter()
+    for image, prompt in inputs:
+        tensor, box = stages.preprocess(image)
+        stages.postprocess(stages.infer(tensor, prompt), box)
+    times.spans.append((start, time.perf_counter()))
+    times.frames += len(inputs)
+
+
+def _milliseconds(run: Run, index: int) -> float:
     start = time.perf_counter()
     run(index)
     return 1000 * (time.perf_counter() - start)

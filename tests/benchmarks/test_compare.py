@@ -100,7 +100,8 @@ def test_rows_and_stages_of_one_file_only():
 
 def test_another_machine_settings_and_versions_are_said_first():
     before = result(row("a", seed=1))
-    after = result(row("a", seed=2), settings={"threads": 4, "samples": 5, "bundles": ["elsewhere"]},
+    elsewhere = [{"name": "elsewhere", "preset": "tiny", "image_size": 168}]
+    after = result(row("a", seed=2), settings={"threads": 4, "samples": 5, "bundles": elsewhere},
                    versions={"python": "3.12"}, dirty=True, commit="0123456789abcdef",
                    machine={**MACHINE, "cpu": "Processor 9", "power_mode": None, "gpus": [{"name": "Orin"}],
                             "before": {"load_average": [3.5, 1.0, 1.0]}})
@@ -115,6 +116,18 @@ def test_another_machine_settings_and_versions_are_said_first():
         "already",
         "WARNING: uncommitted changes: the file after is of 0123456789ab with changes that are in no commit"]
     assert lines[7].startswith("row")
+
+
+def test_another_network_of_the_same_name_is_said():
+    def of(preset, folder):
+        made = row("a", seed=1)
+        made["source"] = folder
+        return result(made, settings={"threads": 2, "samples": 5, "checkpoint": None,
+                                      "bundles": [{"name": folder, "preset": preset, "image_size": 448}]})
+
+    found = compare_results(of("base", "one"), of("small", "other")).differences
+    assert found == ('another network: a is ["base", 448, "cpu"] before and ["small", 448, "cpu"] after',)
+    assert compare_results(of("base", "one"), of("base", "other")).differences == ()
 
 
 def test_clocks_and_temperatures_of_the_moment_are_no_other_machine():

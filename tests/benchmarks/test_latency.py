@@ -26,6 +26,7 @@ from benchmarks.contenders import (
     named_apart,
 )
 from benchmarks.latency import main
+from benchmarks.measured import networks
 from benchmarks.timing import FRAME, STAGES, TIMED, WHOLE
 from deploy import export
 from deploy.bundle import Bundle, EngineRecord
@@ -134,7 +135,7 @@ def test_the_file_says_how_it_was_measured(run, bundle):
     assert result["commit"] and result["versions"]["python"] and result["command"][:2] == ["benchmarks/latency.py",
                                                                                            str(bundle)]
     described, = settings["bundles"]
-    assert described["name"] == str(bundle) and described["source"]["sha256"]
+    assert described["name"] == str(bundle) and described["sha256"] == settings["checkpoint"]["sha256"]
 
 
 def test_facts_of_the_rows(run, bundle):
@@ -284,7 +285,7 @@ def test_names_tell_bundles_apart(bundle):
 
 def test_one_size_beside_a_checkpoint(bundle, checkpoint):
     loaded = Bundle.load(bundle)
-    other = dataclasses.replace(loaded, image_size=84)
+    other = dataclasses.replace(loaded, image_size=84, directory=bundle / "copy")
     with pytest.raises(UserError, match="bundles of one image size beside --checkpoint"):
         latency.gather([loaded, other], checkpoint=checkpoint)
     assert len(latency.gather([loaded, other], checkpoint=None)[0]) == 6
@@ -300,13 +301,46 @@ def test_one_size_beside_a_checkpoint(bundle, checkpoint):
     (["{bundle}", "--data", "shape"], "did you mean 'shapes'?"),
     (["{bundle}", "--checkpoint", "none"], "no checkpoint at none"),
     (["{bundle}", "--json", "none/latency.json"], "mkdir -p none"),
-    (["{bundle}", "--png", "latency.xyz"], "unknown picture type")])
+    (["{bundle}", "--png", "latency.xyz"], "unknown picture type"),
+    (["{bundle}", "--json", "same.png", "--png", "same.png"], "expected two files, received same.png")])
 def test_bad_input(bundle, arguments, message, capsys):
     assert main([argument.format(bundle=bundle) for argument in arguments]) == 2
     printed = capsys.readouterr()
     line, = [line for line in printed.err.splitlines() if line]
     assert line.startswith("latency.py: error: ") and message in line
     assert printed.out == ""
+
+
+def test_a_bundle_twice(bundle):
+    with pytest.raises(UserError, match="expected every bundle once"):
+        latency.gather([Bundle.load(bundle)] * 2, checkpoint=None)
+
+
+def test_a_bundle_of_another_network_than_the_checkpoint(bundle, checkpoint):
+    known = networks([Bundle.load(bundle)], checkpoint)
+    assert latency.check_checkpoint(known) == [] == latency.check_checkpoint({**known, "checkpoint": None})
+    other = {**known["checkpoint"], "sha256": "0"}
+    assert latency.check_checkpoint({**known, "checkpoint": other}) == [
+        f"{bundle} was exported from other weights than those of {checkpoint}"]
+    with pytest.raises(UserError, match="a base, received .*, a tiny; measure them in a run of their own"):
+        latency.check_checkpoint({**known, "checkpoint": {**other, "preset": "base"}})
+
+
+def test_fewer_pictures_than_were_asked_for(bundle, monkeypatch):
+    scenes = latency.open_dataset("shapes", split="test", size=64, length=1)
+    monkeypatch.setattr(latency, "open_dataset", lambda *_, **__: scenes)  # as somebody's own file may have
+    assert latency.benchmark([bundle], **QUICK | {"samples": 3})["settings"]["samples"] == 1
+
+
+def test_whoever_stops_reading_has_the_files(bundle, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        latency.write_outputs(tmp_path / "a.json", None, write=lambda path: path.write_text("numbers"), draw=None,
+                              otherwise="", table="")
+    assert (tmp_path / "a.json").read_text() == "numbers"
 
 
 def test_a_bundle_that_runs_nowhere(bundle, tmp_path, capsys):

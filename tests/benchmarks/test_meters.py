@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 
 import pytest
 
@@ -91,6 +92,31 @@ def test_a_jetson_whose_sensors_are_hidden_is_asked_by_tegrastats(tmp_path):
     finally:
         board.close()
     assert board.close() is None  # twice is fine
+
+
+def test_tegrastats_that_ends_counts_no_more(tmp_path):
+    write(tmp_path, {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.0\n"})
+    once = "import time; print('VDD_IN 4940mW/4940mW', flush=True); time.sleep(0.5)"
+    (board,), _ = find_meters(tmp_path, nvml=lambda: "no NVML", tegrastats=(sys.executable, "-c", once))
+    deadline = time.monotonic() + 10
+    with pytest.raises(OSError, match="tegrastats ended"):
+        while time.monotonic() < deadline:
+            board.joules()
+            time.sleep(0.01)
+    board.close()
+
+
+def test_a_gpu_that_stops_answering_is_no_energy():
+    class Silent:
+        answers = [5.0, 5.0, 6.0, None]
+
+        def energy_joules(self):
+            return self.answers.pop(0)
+
+    counter = meters._gpu(Silent())
+    assert counter.joules() == 1.0
+    with pytest.raises(OSError, match="no longer tells the power"):
+        counter.joules()
 
 
 def test_tegrastats_that_is_missing_or_silent(tmp_path, monkeypatch):

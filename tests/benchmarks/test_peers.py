@@ -11,11 +11,9 @@ import torch
 from benchmarks import clipseg
 from benchmarks.contenders import Opened
 from benchmarks.fresh_process import Job
-from benchmarks.official_inference import OfficialInference, added_updates
 from benchmarks.peers import PEERS, peer_contenders, prepare
 from talent.checkpoint import load_checkpoint
 from talent.errors import UserError
-from tests import networks
 from tests.benchmarks.peer_answers import LORA, PHOTO, SENTENCES, assert_same_network, logits, opened, saved
 from tests.networks import DENSE, TINY
 
@@ -55,29 +53,13 @@ def test_several_sentences_are_several_runs(checkpoint, tmp_path):
     assert seen == [1, 1] and not stages.together
 
 
-def test_updates_are_added_for_a_moment(checkpoint):
-    model = load_checkpoint(checkpoint).model
-    layer = model.text.blocks[0].attn.qkv
-    weight = layer.get_base_layer().weight
-    before, values = id(weight), weight.clone()
-    with pytest.raises(KeyError), added_updates(model.text):
-        assert not torch.equal(layer.weight, values)
-        raise KeyError
-    assert id(layer.get_base_layer().weight) == before and torch.equal(layer.weight, values)
-
-
-def test_without_the_updates_it_would_be_another_network(checkpoint):
-    """What the test of the same network would miss, were LoRA zero in the text tower's attention."""
-    network = OfficialInference(load_checkpoint(checkpoint).model).eval()
-    tokens = networks.inputs(TINY, 1)[1]
-    with torch.inference_mode():
-        received, without = network.encode(tokens), super(OfficialInference, network).encode(tokens)
-    assert (received.state - without.state).abs().max() > 1e-2
+def test_the_official_style_has_no_lora(checkpoint, tmp_path):
+    stages = opened(checkpoint, "official", TINY, tmp_path)
+    assert load_checkpoint(checkpoint).lora and not any("lora" in name for name, _ in stages.network.named_parameters())
 
 
 def test_preparing_leaves_the_reason_to_opening(tmp_path):
-    contenders = peer_contenders(None, names=["plain"], cache=tmp_path)
-    prepare(contenders, image_size=224)
+    contenders = prepare(peer_contenders(None, names=["plain"], cache=tmp_path), image_size=224)
     with Opened(contenders, image_size=224, threads=1) as ready:
         assert [entry.reason for entry in ready.not_run] == ["pass --checkpoint"]
 
@@ -134,6 +116,18 @@ def test_without_a_checkpoint_its_peers_say_so():
     with Opened(peer_contenders(None, names=names), image_size=224, threads=1) as ready:
         assert not ready.stages
         assert [entry.reason for entry in ready.not_run] == ["pass --checkpoint"] * 5
+
+
+def test_without_torch_every_peer_that_needs_it_says_so(monkeypatch, checkpoint):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with Opened(peer_contenders(checkpoint, names=["official", "compile"]), image_size=224, threads=1) as ready:
+        assert not ready.stages
+        assert all("pip install 'talent-edge[train]'" in entry.reason for entry in ready.not_run)
+
+
+def test_a_peer_twice_is_one_row():
+    assert len(peer_contenders(None, names=["official", "official"])) == 1
 
 
 def test_unknown_peer():

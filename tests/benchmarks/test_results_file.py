@@ -67,8 +67,12 @@ def changed(path, value):
     (changed(["rows", 1, "name"], "fast"), "expected rows of different names, received 'fast' twice"),
     (changed(["rows", 0, "stages", "frame", "p50_ms"], None), "expected 'p50_ms' to be a number of milliseconds"),
     (changed(["rows", 0, "stages", "frame", "ci_low_ms"], "1"), "expected 'ci_low_ms' to be a number"),
-    (changed(["rows", 0, "stages", "frame", "samples_ms"], [[1.0], []]), "numbers for each round, received []"),
-    (changed(["rows", 0, "stages", "frame", "samples_ms"], [[1.0, float("nan")]]), "a list of numbers for each round"),
+    (changed(["rows", 0, "stages", "frame", "samples_ms"], [[1.0], []]), "above 0 for each round, received []"),
+    (changed(["rows", 0, "stages", "frame", "samples_ms"], [[1.0, float("nan")]]), "a list of numbers above 0"),
+    (changed(["rows", 0, "stages", "frame", "samples_ms"], [[0.0, 1.0]]), "a list of numbers above 0"),
+    (changed(["rows", 0, "stages", "frame", "p50_ms"], 0.61), "'p50_ms' to be the median of 'samples_ms'"),
+    (changed(["rows", 0, "facts", "gflop"], float("inf")), "rows[0].facts['gflop']: expected a number"),
+    (changed(["machine"], {"gpus": [{}]}), "machine.gpus[0]: expected the field 'name'"),
     (changed(["not_run", 0, "reason"], None), "not_run[0]: expected 'reason' to be text, received None")])
 def test_another_shape_is_refused_by_its_field(result, tmp_path, change, message):
     wrong = copy.deepcopy(result)

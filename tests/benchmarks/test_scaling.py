@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import shutil
+import subprocess
+import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from benchmarks import results_file, scaling, scaling_bundles, scaling_points
-from benchmarks.scaling import line, main, measure, predict, read_values, table
-from benchmarks.scaling_bundles import bundles_of_sizes
-from benchmarks.scaling_chart import draw_chart, predicted_parts
+from benchmarks.intervals import summary
+from benchmarks.scaling import ON_CPU, benchmark, main, measure, read_values, table
+from benchmarks.scaling_bundles import bundles_of_sizes, check_sizes, divide, given_bundles, most_at_once
+from benchmarks.scaling_chart import draw_chart, predicted_parts, spread
 from benchmarks.scaling_cost import (
     BATCH,
+    LABELS,
     PROMPTS,
     SERIES,
     SIZE,
@@ -24,11 +30,16 @@ from benchmarks.scaling_cost import (
     count,
     curves,
     exported_network,
+    line,
+    predict,
     variable,
 )
 from benchmarks.scaling_points import FRAME, TEXT, VISION, Memory, Point, Questions, memory_alone, run_once
+from deploy.bundle import Bundle
 from deploy.pipeline import shrink
+from deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from talent.errors import UserError
+from talent.image_size import SIZES
 from talent.model.lora import LoraSettings
 from tests.benchmarks.toy_bundles import toy_bundle
 from tests.networks import SMALL, checkpoint, inputs, save_network
@@ -73,7 +84,7 @@ def counted(network, config, size, *, pictures=1, prompts=1):
 def test_the_curves_are_the_arithmetic_at_values_that_were_not_counted(expected):
     trained = checkpoint(SMALL)
     own, large = exported_network(trained, SMALL.image_size), exported_network(trained, 294)
-    assert not {3, 7} & set(SUPPORT[PROMPTS]) and 294 not in SUPPORT[SIZE]
+    assert not {3, 7} & set(SUPPORT[PROMPTS]) and 294 not in SUPPORT[SIZE] and set(SUPPORT[SIZE]) <= set(SIZES)
     for prompts in (1, 3, 7):
         assert expected[PROMPTS].gflop(prompts) == pytest.approx(counted(own, SMALL, SMALL.image_size, prompts=prompts))
     assert expected[BATCH].gflop(5) == pytest.approx(counted(own, SMALL, SMALL.image_size, pictures=5, prompts=5))
@@ -128,6 +139,14 @@ def test_a_prediction_goes_through_the_usual_point_and_keeps_the_shape():
 def test_the_line_that_fits():
     assert line({1: 12.0, 2: 14.0, 5: 20.0}) == pytest.approx((10.0, 2.0))
     assert line({4: 3.0}) is None
+    assert line({1: 1.0, 2: 4.0, 3: 7.0}) is None, "less than nothing once"
+
+
+def test_the_curves_are_named_without_torch():
+    """The report draws them too, and needs no torch."""
+    code = "import sys, benchmarks.scaling_chart, benchmarks.scaling_cost; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False" and tuple(LABELS) == SERIES
 
 
 def test_rows_and_series_say_how_far_the_prediction_is_off(run, expected):
@@ -157,8 +176,16 @@ def test_the_table_says_it_all(run):
     assert text == printed[0] and picture.startswith(b"\x89PNG") and len(picture) > 20_000
     for row in result["rows"]:
         assert f"{row['facts']['deviation']:+.1%}" in text and f"{row['stages'][FRAME]['p50_ms']:.1f}" in text
-    assert "prompts: vision differs by" in text and "ms for each" in text and "2 rounds x 1 runs" in text
+    assert "prompts: vision differs by" in text and "2 rounds x 1 runs" in text
     assert printed[-1].startswith("wrote the numbers to ") and printed[-1].endswith("s.png")
+
+
+def test_the_straight_line_is_called_one(run):
+    result = copy.deepcopy(run[0])
+    result["settings"]["series"][PROMPTS] |= {"once_ms": 1.25, "each_ms": 4.2}
+    assert "scaled to 1; a straight line through what was measured: 1.2 ms once and 4.2 ms for each\n" in table(result)
+    result["settings"]["series"][PROMPTS] |= {"once_ms": None, "each_ms": None}
+    assert "straight line" not in table(result) and result["settings"]["series"][BATCH]["each_ms"] is None
 
 
 def test_a_frame_is_what_segment_many_does(bundle, monkeypatch):
@@ -208,6 +235,22 @@ def test_a_backend_that_takes_pictures_is_timed_as_a_whole(bundle, monkeypatch):
         monkeypatch.setattr(segmenter, "segment_many", lambda photo, prompts: asked.append((photo.shape, len(prompts))))
         times = run_once(segmenter, Questions(point))
     assert list(times) == [TEXT, FRAME] and asked == [((640, 640, 3), 2)] and scaling.judged(times) == FRAME
+
+
+def test_the_points_of_one_curve_go_one_way(weights, bundle, expected, monkeypatch):
+    """A single picture that went to the GPU as it is would be no measure of pictures that do not."""
+    monkeypatch.setattr(OnnxRuntimeBackend, "takes_pictures", True)
+    monkeypatch.setattr("deploy.runtime.segmenter.Segmenter.segment_many", lambda self, photo, prompts: None)
+    monkeypatch.setattr(scaling, "curves", lambda loaded, names, progress: {name: expected[name] for name in names})
+    result = benchmark(weights, values={PROMPTS: [1, 2], BATCH: [1, 2]}, bundles=[bundle], rounds=1, samples=1,
+                       threads=1, in_own_process=False)
+    stages = {row["name"]: list(row["stages"]) for row in result["rows"]}
+    assert stages["prompts 1"] == stages["prompts 2"] == [TEXT, FRAME]
+    assert stages["batch 1"] == stages["batch 2"] and VISION in stages["batch 1"]
+    assert [result["settings"]["series"][name]["stage"] for name in (PROMPTS, BATCH)] == [FRAME, VISION]
+    first = result["rows"][2]
+    assert first["facts"]["predicted_ms"] == pytest.approx(first["stages"][VISION]["p50_ms"])
+    assert result["notes"] == [ON_CPU]
 
 
 def test_rounds_are_interleaved_and_rotated(monkeypatch):
@@ -271,10 +314,11 @@ def test_bundles_are_kept_until_something_changes(weights, bundle, tmp_path, mon
     sources = [b"code"]
     monkeypatch.setattr(scaling_bundles, "_sources", lambda: sources)
 
-    def ask(sizes, given=()):
-        return bundles_of_sizes(weights, sizes, precision="fp32", given=given, cache=tmp_path / "kept")
+    def ask(sizes, own=None):
+        return bundles_of_sizes(weights, sizes, precision="fp32", own=own, cache=tmp_path / "kept")
 
-    assert list(ask([70, 224], [bundle])) == [70, 224] and exported == [(224, "fp32", False)]
+    own = given_bundles(weights, [bundle], precision="fp32")
+    assert list(ask([70, 224], own)) == [70, 224] and exported == [(224, "fp32", False)]
     ask([224])
     assert len(exported) == 1, "it is kept"
     sources.append(b"more code")
@@ -284,11 +328,71 @@ def test_bundles_are_kept_until_something_changes(weights, bundle, tmp_path, mon
 
 def test_bundles_of_others_are_refused(weights, bundle, tmp_path):
     with pytest.raises(UserError, match="expected an fp16 bundle"):
-        bundles_of_sizes(weights, [70], precision="fp16", given=[bundle])
+        given_bundles(weights, [bundle], precision="fp16")
     other = save_network(tmp_path / "other", dataclasses.replace(SMALL, dropout=0.2))
     (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes() + b"\0")
     with pytest.raises(UserError, match="exported from other weights"):
-        bundles_of_sizes(other, [70], precision="fp32", given=[bundle])
+        given_bundles(other, [bundle], precision="fp32")
+    with pytest.raises(UserError, match="no checkpoint at"):
+        given_bundles(tmp_path / "nothing", [bundle], precision="fp32")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"precision": "fp16"}, "expected an fp16 bundle"),
+    ({"bundles": ["nothing"]}, "no such bundle: nothing"),
+    ({"backend": "tensorrt", "values": {PROMPTS: [1], SIZE: [224, 238]}},
+     r"received none for 224, 238 px; .* --fp32 --image-size 224 -o BUNDLE --no-engine, then talent-build BUNDLE "
+     "--runtime tensorrt"),
+    ({"backend": "tensorrt", "bundles": []}, "received none for 70 px"),
+    ({"backend": "tensorrt"}, "tensorrt")])
+def test_what_cannot_be_measured_is_refused_before_anything_is_done(options, message, weights, bundle, monkeypatch):
+    def too_late(*arguments, **others):
+        raise AssertionError("it takes time, and is done before the input is checked")
+
+    monkeypatch.setattr(scaling, "curves", too_late)
+    monkeypatch.setattr(scaling_bundles, "export_bundle", too_late)
+    if "backend" not in options:
+        monkeypatch.setattr(scaling, "load_checkpoint", too_late)
+    monkeypatch.setattr("deploy.runtime.tensorrt.gpu_architecture", lambda device: None)
+    with pytest.raises(UserError, match=message):
+        benchmark(weights, **{"values": {PROMPTS: [1]}, "bundles": [bundle], **options})
+
+
+def test_a_tensorrt_has_the_bundles_it_needs(bundle):
+    own = {70: Bundle.load(bundle)}
+    check_sizes(own, [70], checkpoint=bundle, precision="fp32", backend="tensorrt")
+    check_sizes(own, [70, 224], checkpoint=bundle, precision="fp32", backend="onnxruntime")
+    with pytest.raises(UserError, match="received none for 224 px"):
+        check_sizes(own, [70, 224], checkpoint=bundle, precision="fp32", backend="tensorrt_rtx")
+
+
+def test_what_engines_do_not_take_at_once_is_not_run(bundle):
+    loaded = Bundle.load(bundle)
+    assert most_at_once(loaded, "onnxruntime", 1) == 64
+    values, not_run = divide({PROMPTS: [1, 4, 6, 8, 32], SIZE: [224], BATCH: [5]}, most=4, bundle=loaded,
+                             backend="tensorrt")
+    assert values == {PROMPTS: [1, 4], SIZE: [224]}
+    reasons = {entry["name"]: entry["reason"] for entry in not_run}
+    assert list(reasons) == ["prompts 6", "prompts 8", "prompts 32", "batch 5"]
+    assert reasons["prompts 6"] == reasons["prompts 8"] == reasons["batch 5"] == (
+        f"the engines of {bundle} take at most 4 at once; build larger ones: talent-build {bundle} --runtime tensorrt "
+        "--batch 8")
+    assert reasons["prompts 32"].endswith("at most 4 at once, and none can be built for more than 8; measure fewer")
+    _, (entry,) = divide({PROMPTS: [1, 65]}, most=64, bundle=loaded, backend="onnxruntime")
+    assert entry == {"name": "prompts 65", "reason": f"the graphs of {bundle} take at most 64 at once; measure fewer"}
+    with pytest.raises(UserError, match="nothing is left to measure: batch 2: the engines of .* take at most 1"):
+        divide({BATCH: [2]}, most=1, bundle=loaded, backend="tensorrt")
+
+
+def test_the_others_are_measured(weights, bundle, expected, monkeypatch):
+    monkeypatch.setattr(OnnxRuntimeBackend, "most_expressions", 2)
+    monkeypatch.setattr(scaling, "curves", lambda loaded, names, progress: {name: expected[name] for name in names})
+    result = benchmark(weights, values={PROMPTS: [1, 2, 3], BATCH: [4]}, bundles=[bundle], rounds=1, samples=1,
+                       threads=1, in_own_process=False)
+    assert [row["name"] for row in result["rows"]] == ["prompts 1", "prompts 2"]
+    assert [entry["name"] for entry in result["not_run"]] == ["prompts 3", "batch 4"]
+    assert list(result["settings"]["series"]) == [PROMPTS]
+    assert "not run: prompts 3, batch 4: the graphs of " in table(result)
 
 
 def test_the_predicted_parts_add_up_to_the_curve():
@@ -300,12 +404,104 @@ def test_the_predicted_parts_add_up_to_the_curve():
     assert list(predicted_parts(nothing, BATCH, np.array([2]), anchor_ms=1.0)) == ["for each picture"]
 
 
-def test_a_chart_without_memory(run, tmp_path):
-    result = copy.deepcopy(run[0])
-    for row in result["rows"]:
-        row["facts"]["peak_host_bytes"] = None
-    draw_chart(result, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes() != run[1]
+@pytest.fixture
+def panels(tmp_path, monkeypatch):
+    """A function: (made values of each series, whether there is memory) -> (what was made, the panels drawn of it)."""
+    curves = {PROMPTS: Curve(PROMPTS, (10.0, 5.0)), SIZE: Curve(SIZE, (0.0, 0.1, 0.001, 0.001)),
+              BATCH: Curve(BATCH, (0.0, 15.0))}
+    drawn = []
+
+    def draw(values, memory=True):
+        rows, series = [], {}
+        for name in values:
+            curve, times = curves[name], {}
+            for place, value in enumerate(values[name]):
+                took = curve.gflop(value) * (1 + 0.1 * place)
+                times[value] = summary([[took * (1 + 0.02 * number)] for number in range(6)])
+            anchor, predicted = predict(curve, {value: time["p50_ms"] for value, time in times.items()}, usual=1)
+            rows += [{"stages": {VISION: time}, "facts": {
+                "series": name, "value": value, "deviation": time["p50_ms"] / predicted[value] - 1,
+                "predicted_ms": predicted[value], "peak_host_bytes": 2**30 if memory else None,
+                "python_host_bytes": 2**27}} for value, time in times.items()]
+            series[name] = {"stage": VISION, "anchor": anchor, "terms": dict(zip(TERMS[name], curve.coefficients,
+                                                                                 strict=True))}
+        monkeypatch.setattr(plt, "close", drawn.append)
+        draw_chart({"title": "made", "rows": rows, "machine": {"gpus": [], "board": None, "cpu": "a processor"},
+                    "settings": {"series": series, "threads": 2, "image_size": 448}}, tmp_path / "chart.png")
+        assert (tmp_path / "chart.png").stat().st_size > 10_000
+        return rows, drawn[-1].axes
+
+    yield draw
+    monkeypatch.undo()
+    for figure in drawn:
+        plt.close(figure)
+
+
+def numbers(axes):
+    """The numbers at the ticks of a panel, by where they are."""
+    return {place: label.get_text() for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
+
+
+def test_a_chart_of_the_usual_values(panels):
+    rows, (prompts, size, batch, *_) = panels({PROMPTS: [1, 2, 4, 8, 16, 32], SIZE: [224, 336, 518], BATCH: [1, 2, 8]})
+    assert [axes.get_xscale() for axes in (prompts, size, batch)] == ["log", "linear", "log"]
+    assert [axes.get_title("left") for axes in (prompts, size, batch)] == [
+        "prompts per picture (logarithmic)", "input, pixels a side", "pictures together (logarithmic)"]
+    assert numbers(prompts) == {value: str(value) for value in (1, 2, 4, 8, 16, 32)}
+    assert numbers(size) == {224: "224", 336: "336", 518: "518"} and not prompts.get_xticks(minor=True).size
+    texts = {text.xy[0]: text for text in prompts.texts}
+    assert list(texts) == [2, 4, 8, 16, 32], "the anchor is what the others are measured by"
+    for row in rows[1:6]:
+        facts, times, text = row["facts"], row["stages"][VISION], texts[row["facts"]["value"]]
+        assert text.get_text() == f"{facts['deviation']:+.0%}" and text.get_ha() == "center"
+        assert text.xy[1] >= times["ci_high_ms"] and text.xyann == (0, 6), "above its interval"
+
+
+def test_a_chart_has_the_prediction_as_a_curve_and_intervals_as_bars(panels):
+    rows, (prompts, *_) = panels({PROMPTS: [1, 2, 32]})
+    dashed, = (one for one in prompts.lines if one.get_linestyle() == "--")
+    assert len(dashed.get_xdata()) > 100
+    for row in rows:
+        predicted = np.interp(row["facts"]["value"], *dashed.get_data())
+        assert predicted == pytest.approx(row["facts"]["predicted_ms"], rel=1e-3)
+    (bars,) = prompts.containers[0].lines[2]
+    for row, (low, high) in zip(rows, bars.get_segments(), strict=True):
+        assert (low[1], high[1]) == pytest.approx([row["stages"][VISION][f"ci_{end}_ms"] for end in ("low", "high")])
+
+
+def test_a_chart_of_many_values_has_room_for_its_numbers(panels):
+    values = list(range(1, 33))
+    rows, (axes, memory) = panels({PROMPTS: values})
+    shown = sorted(numbers(axes))
+    assert shown[0] == 1 and shown[-1] == 32 and np.diff(np.log2(shown)).min() >= 0.5
+    assert set(axes.get_xticks(minor=True)) == set(values) - set(shown), "marks, without numbers"
+    assert list(numbers(memory).values()) == [str(value) for value in range(4, 33, 4)]
+    assert {text.xy[0] for text in axes.texts} == set(shown) - {1}
+    tops = {row["facts"]["value"]: row["stages"][VISION]["ci_high_ms"] for row in rows}
+    for text in axes.texts:
+        near = [top for value, top in tops.items() if abs(np.log2(value / text.xy[0])) <= 0.25]
+        assert text.xy[1] == pytest.approx(max(near)), "it covers no other point"
+
+
+def test_numbers_that_have_room():
+    assert spread([1, 2, 3]) == [0, 1, 2] and spread([7]) == [0]
+    assert spread([0, 1, 50, 99, 100]) == [1, 2, 4] and spread(range(21)) == list(range(0, 21, 2))
+
+
+def test_a_chart_without_memory_has_no_panels_of_it(panels):
+    values = {PROMPTS: [1, 2], BATCH: [1, 4]}
+    with_memory, without = panels(values)[1], panels(values, memory=False)[1]
+    assert len(with_memory) == 4 and len(without) == 2
+    assert without[0].figure.get_figheight() < 0.7 * with_memory[0].figure.get_figheight()
+    assert not any("memory" in text.get_text() for axes in without for text in axes.texts)
+
+
+def test_points_lie_below_the_legend(panels):
+    """Where a curve begins high, there is room above it."""
+    _, (axes, size, *_) = panels({PROMPTS: [1], SIZE: [504, 518]})
+    for panel, wanted in ((axes, 15.75), (size, 54.0)):
+        box = panel.get_legend().get_window_extent().transformed(panel.transData.inverted())
+        assert box.y0 > wanted
 
 
 def test_values_of_the_command_line():
@@ -315,6 +511,12 @@ def test_values_of_the_command_line():
     assert read("--prompts", "4, 1,4", "--sizes", "none", "--batch", "2") == {PROMPTS: [1, 4], BATCH: [2]}
     everything = read()
     assert max(everything[PROMPTS]) == 32 and (min(everything[SIZE]), max(everything[SIZE])) == (224, 518)
+
+
+def test_the_usual_rounds_are_enough_for_their_intervals():
+    default = inspect.signature(benchmark).parameters["rounds"].default
+    assert scaling.parser().parse_args(["checkpoint"]).rounds == default == 6
+    assert "95 % of cases" in " ".join(scaling.parser().format_help().split())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -338,5 +540,5 @@ def test_help_has_an_example(capsys):
 
 def test_the_result_says_how_it_was_measured(run):
     assert run[0]["title"] == "Cost as work grows, smallest" and run[0]["notes"] == []
-    assert run[0]["command"][:2] == ["benchmarks/scaling.py", run[0]["settings"]["checkpoint"]]
+    assert run[0]["command"][:2] == ["benchmarks/scaling.py", run[0]["settings"]["checkpoint"]["name"]]
     assert run[0]["machine"]["before"] and run[0]["machine"]["after"]

@@ -92,7 +92,7 @@ def test_rounds_are_interleaved_and_rotated_after_a_warm_up(questions):
     assert {entry for _, what, entry in log if what == "text"} == set(SENTENCES)
     assert {entry for _, what, entry in log if what == "preprocess"} == {(24, 32, 3)}
     for times in found.values():
-        assert list(times.stages) == list(TIMED) and times.frames == 6 and len(times.spans) == 3
+        assert list(times.stages) == list(TIMED) and times.frames == 0 and not times.spans
         assert all([len(samples) for samples in rounds] == [2, 2, 2] for rounds in times.stages.values())
         assert times.warm_up.runs == 2 and not times.warm_up.stable
 
@@ -110,9 +110,10 @@ def test_time_is_counted_where_it_is_spent(questions, monkeypatch, clock):
     assert seconds == {"read": 1.0, **spent, FRAME: 26.0, WHOLE: 31.0} and tuple(seconds) == TIMED
 
 
-def test_spans_hold_the_passes_and_not_what_else_is_measured(questions, clock):
-    row = Recorder(clock=clock, vision=0.005, batch=0.05)
-    times = measure({"a": row}, questions, rounds=2, batches=[2], most_warm_up=1)["a"]
+def test_spans_for_meters_hold_frames_and_not_what_else_is_measured(questions, clock):
+    row = Recorder(clock=clock, vision=0.005, batch=0.05, text=0.5)
+    times = measure({"a": row}, questions, rounds=2, batches=[2], most_warm_up=1, metered=True)["a"]
+    assert times.frames == 4
     assert [end - start for start, end in times.spans] == pytest.approx([0.01, 0.01])
     assert np.ravel(times.stages[batched(2)]) == pytest.approx([50] * 4)
     assert np.ravel(times.stages["vision"]) == pytest.approx([5] * 4)
@@ -132,16 +133,20 @@ def test_several_prompts_and_pictures_together(questions):
 def test_who_takes_one_picture_at_a_time_has_no_batch(questions):
     row = Recorder()
     row.together = False
-    assert batched(2) not in measure({"a": row}, questions, rounds=1, batches=[2], most_warm_up=1)["a"].stages
+    times = measure({"a": row}, questions, rounds=1, batches=[2], most_warm_up=1)["a"]
+    assert batched(2) not in times.stages and times.not_run == {batched(2): "this row takes one picture at a time"}
 
 
-def test_a_stage_that_refuses_is_left_out_with_its_reason(questions):
+@pytest.mark.parametrize(("error", "reason"), [
+    (UserError("takes 1 picture at once, received 2"), "takes 1 picture at once, received 2"),
+    (RuntimeError("CUDA out of memory\nTried to allocate"), "CUDA out of memory"), (MemoryError(), "MemoryError")])
+def test_a_stage_that_refuses_is_left_out_with_its_reason(questions, error, reason):
     class Small(Recorder):
         def infer_batch(self, tensor, prompts):
-            raise UserError("takes 1 picture at once, received 2")
+            raise error
 
     times = measure({"a": Small()}, questions, rounds=1, batches=[2], most_warm_up=1)["a"]
-    assert times.not_run == {batched(2): "takes 1 picture at once, received 2"} and batched(2) not in times.stages
+    assert times.not_run == {batched(2): reason} and batched(2) not in times.stages and times.stages[WHOLE]
 
 
 def test_the_way_on_the_gpu_is_measured_where_there_is_one(questions, clock):
