@@ -25,13 +25,12 @@ from benchmarks.report_text import (
     score,
     signed,
 )
-from benchmarks.scaling_cost import LABELS, SIZE
+from benchmarks.scaling_cost import LABELS
 from benchmarks.timing import FRAME, STAGES, WHOLE
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 44
 STRIP, STRIP_LEFT, NAME = 38, 16, 56  # of parity_strips: height of a row, where it begins, letters it has room for
-ROOM = 2**0.25  # at both ends of a logarithmic axis, as a factor
 NO_CHANGE = 0.01  # how far its axis reaches where nothing changed
 
 
@@ -66,12 +65,11 @@ def _bar(row: Mapping[str, Any], longest: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """From 0 or the smallest value to `most`, with round steps; or logarithmic, which has no steps."""
+    """From 0 or the smallest value to `most`, with round steps."""
 
     least: float
     most: float
-    step: float = 0.0
-    logarithmic: bool = False
+    step: float
 
     @classmethod
     def over(cls, values: Sequence[float], *, from_zero: bool = True) -> Axis:
@@ -81,19 +79,12 @@ class Axis:
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
         return cls(math.floor(least / step) * step, math.ceil(most / step + 1e-9) * step, step)
 
-    @classmethod
-    def over_powers(cls, values: Sequence[float]) -> Axis:
-        """Logarithmic, with some room at both ends. Values above 0."""
-        return cls(min(values) / ROOM, max(values) * ROOM, logarithmic=True)
-
     @property
     def ticks(self) -> list[float]:
         first, last = round(self.least / self.step), round(self.most / self.step)
         return [self.step * index for index in range(first, last + 1)]
 
     def share(self, value: float) -> float:
-        if self.logarithmic:
-            return math.log(value / self.least) / math.log(self.most / self.least)
         return (value - self.least) / (self.most - self.least)
 
 
@@ -135,9 +126,7 @@ def scaling_curves(result: Mapping[str, Any]) -> str:
     for name, series in result["settings"].get("series", {}).items():
         rows = [row for row in result["rows"] if row["facts"].get("series") == name]
         values = [row["facts"]["value"] for row in rows]
-        x = (Axis.over(values, from_zero=min(values) < 0.3 * max(values)) if name == SIZE
-             else Axis.over_powers(values))
-        label = LABELS[name] + (" (logarithmic)" if x.logarithmic else "")
+        x, label = Axis.over(values, from_zero=min(values) < 0.3 * max(values)), LABELS[name]
         memory = any(row["facts"].get("peak_host_bytes") for row in rows)
         panels.append(f"<div>{_time_panel(rows, series, x, label)}{_memory_panel(rows, x, label) if memory else ''}"
                       "</div>")

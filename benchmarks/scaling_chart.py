@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency_view import MEBI, device_name
-from benchmarks.scaling_cost import LABELS, SIZE, Curve
+from benchmarks.scaling_cost import LABELS, Curve
 from talent.files import atomic_write
 from talent.require import require
 
 MEASURED, MEMORY, BEFORE = "#1f5f9e", "#5fa777", "#c9ced6"
 PLACES = 200  # of a predicted curve
-ROOM = 1 / 10  # of an axis, that a number takes
+ROOM = 1 / 12  # of an axis, that a number takes
 LEGEND, LINE = 0.6, 0.06  # of a panel: the width of its legend, the height of a line of it
 SHADES = ("#dfe4ea", "#bcd3e8", "#f3dfb4", "#f3c07c")  # of the prediction's parts from the bottom, the last on top
 
@@ -69,14 +69,14 @@ def draw_chart(result: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _times(axes: Any, rows: list[Mapping[str, Any]], series: Mapping[str, Any], name: str) -> None:
-    """Prompts and pictures double from point to point, so that their axis is logarithmic; sizes lie evenly."""
+    """Both axes are linear, so that what grows evenly is a straight line."""
     values = [row["facts"]["value"] for row in rows]
     times = [row["stages"][series["stage"]] for row in rows]
     medians = np.array([time["p50_ms"] for time in times])
     lows, highs = (np.array([np.nan if time[key] is None else time[key] for time in times])
                    for key in ("ci_low_ms", "ci_high_ms"))
     ends = (values[0], values[-1]) if len(values) > 1 else (values[0] / 1.2, values[0] * 1.2)
-    places = (np.linspace if name == SIZE else np.geomspace)(*ends, PLACES)
+    places = np.linspace(*ends, PLACES)
     parts = predicted_parts(series, name, places, medians[values.index(series["anchor"])])
     axes.stackplot(places, *parts.values(), labels=parts, colors=[*SHADES[:len(parts) - 1], SHADES[-1]])
     predicted = sum(parts.values())
@@ -85,9 +85,7 @@ def _times(axes: Any, rows: list[Mapping[str, Any]], series: Mapping[str, Any], 
     intervals = "" if np.isnan(highs).all() else " with its 95 % interval"
     axes.errorbar(values, medians, yerr=[medians - lows, highs - medians], fmt="o", color=MEASURED, markersize=5,
                   capsize=3, label=f"{series['stage']}, median{intervals}")
-    if name != SIZE:
-        axes.set_xscale("log", base=2)
-    scaled = np.array(values, float) if name == SIZE else np.log2(values)
+    scaled = np.array(values, float)
     labelled = spread(scaled)
     tops = np.fmax(medians, highs)
     for index in labelled:
@@ -96,7 +94,7 @@ def _times(axes: Any, rows: list[Mapping[str, Any]], series: Mapping[str, Any], 
                                                                    <= ROOM / 2 * np.ptp(scaled)].max())
     axes.set_xticks([values[index] for index in labelled], [str(values[index]) for index in labelled])
     axes.set_xticks([value for value in values if value not in axes.get_xticks()], [], minor=True)
-    axes.set_title(LABELS[name] + ("" if name == SIZE else " (logarithmic)"), loc="left", fontsize=11)
+    axes.set_title(LABELS[name], loc="left", fontsize=11)
     axes.set_ylabel("milliseconds")
     below_legend = max(tops[scaled <= scaled[0] + LEGEND * np.ptp(scaled)].max(), predicted[int(LEGEND * PLACES)])
     axes.set_ylim(0, max(1.2 * tops.max(), 1.2 * predicted.max(), below_legend / (1 - LINE * (len(parts) + 4))))
