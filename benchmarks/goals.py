@@ -51,16 +51,18 @@ class Goal:
 OURS = Times((FRAME,), (ONNX_RUNTIME,), "base")
 ON_GPU = Times((FRAME,), TENSORRT, "base", precision="fp16", device="cuda")
 GOALS = (
-    Goal("a frame, the expression cached, of eager PyTorch in the official style", OURS,
-         Times((FRAME,), (OFFICIAL,), "base"), 0.62),
-    Goal("the same of the official style with its text kept", OURS, Times((FRAME,), (OFFICIAL_KEPT,), "base"), None),
-    Goal("a frame, the expression cached, of the plain ONNX export", OURS, Times((FRAME,), (PLAIN,), "base"), 0.90),
-    Goal("a frame of small, of a frame of base",
+    Goal("a frame, the expression cached / one of eager PyTorch in the official style",
+         OURS, Times((FRAME,), (OFFICIAL,), "base"), 0.62),
+    Goal("a frame, the expression cached / one of the official style with its text kept",
+         OURS, Times((FRAME,), (OFFICIAL_KEPT,), "base"), None),
+    Goal("a frame, the expression cached / one of the plain ONNX export",
+         OURS, Times((FRAME,), (PLAIN,), "base"), 0.90),
+    Goal("a frame of small / a frame of base",
          Times((FRAME,), (ONNX_RUNTIME,), "small", image_size=PRESETS["small"].image_size), OURS, 0.30),
-    Goal("pre- and postprocessing, of the whole", Times(("preprocess", "postprocess"), (ONNX_RUNTIME,), "base"),
-         Times((WHOLE,), (ONNX_RUNTIME,), "base"), 0.03),
-    Goal("a frame in FP16 under CUDA graphs, of eager FP32 on the GPU", ON_GPU,
-         Times((FRAME,), (EAGER,), "base", device="cuda"), None, threads=None),
+    Goal("pre- and postprocessing / the whole",
+         Times(("preprocess", "postprocess"), (ONNX_RUNTIME,), "base"), Times((WHOLE,), (ONNX_RUNTIME,), "base"), 0.03),
+    Goal("a frame in FP16 under CUDA graphs / one of eager FP32 on the GPU",
+         ON_GPU, Times((FRAME,), (EAGER,), "base", device="cuda"), None, threads=None),
 )
 
 

@@ -212,7 +212,7 @@ def _notes(times: dict[Contender, Times], rows: Sequence[dict[str, Any]], load: 
     notes = [EMULATED] if any(contender.emulated for contender in times) else []
     shared = {row["facts"]["peak_gpu_source"] for row in rows} - {None, NVML}
     notes += [f"memory of the GPU as told by {source}" for source in sorted(shared)]
-    notes += [f"a busy machine: before the first run {load}; end other programs and measure again"] if load else []
+    notes += [f"a busy machine: before the first run {load}; end them and measure again"] if load else []
     return notes + [f"{contender.name} was not stable after {found.warm_up.runs} runs of warm-up"
                     for contender, found in times.items() if not found.warm_up.stable]
 

@@ -125,8 +125,9 @@ def draw_chart(result: Mapping[str, Any], path: str | Path) -> None:
         left[place] = end
     axes.set_yticks(places, [row["name"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.16 * left.max())
-    axes.set_xlabel("milliseconds, medians of the stages; bold: median of the whole, with its 95 % interval")
+    axes.set_xlim(0, 1.2 * left.max())
+    figure.supxlabel("milliseconds: medians of the stages; bold: median of the whole, with its 95 % interval",
+                     fontsize=10)
     threads = result["settings"]["threads"]
     axes.set_title(f"{device_name(result['machine'])}, {threads} thread{'' if threads == 1 else 's'}", loc="left",
                    fontsize=10, color="#555555")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +23,18 @@ GPU_CONDITIONS = ("sm_clock_mhz", "memory_clock_mhz", "max_sm_clock_mhz", "max_m
                   "temperature_celsius", "power_watts", "power_limit_watts", "performance_state", "throttle_reasons")
 _TEXTS = ("performance_state", "throttle_reasons")
 COMMANDS = {"clocks": ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")}
-BUSY = 0.5
-"""Load per core before a benchmark begins from which on other programs must be thought to slow it down."""
+BUSY = 0.2
+"""Share of the cores that are in use before a benchmark begins, from which on other programs must be thought to slow it
+down. The load average would not do: it remembers for minutes what has ended."""
+WATCHED = 0.3
+"""Seconds over which the use of the cores is looked at."""
 TEGRA_GPU = "sys/class/devfreq"  # a Jetson's GPU is one of its devices: 17000000.gpu, 17000000.ga10b, gpu-gpc-0
 
 
 def machine(reader: Reader | None = None) -> dict[str, Any]:
     """Everything that is known: None for what is not, with the reason in "unknown" by field. Sizes in bytes.
 
-    "before": the conditions now. Takes two seconds at most, however long a command hangs.
+    "before": the conditions now. Takes three seconds at most, however long a command hangs.
     """
     reader = reader or Reader()
     outcomes = reader.run_all({**system.COMMANDS, **gpus.COMMANDS, **COMMANDS})
@@ -71,10 +75,10 @@ def busy(facts: Mapping[str, Any]) -> str | None:
 
     facts: of `machine`, or what a result file has of it.
     """
-    load = (facts.get("before") or {}).get("load_average")
-    if not load or not facts.get("cores") or load[0] <= BUSY * facts["cores"]:
+    used, cores = (facts.get("before") or {}).get("cores_in_use"), facts.get("cores_of_machine")
+    if used is None or not cores or used <= BUSY * cores:
         return None
-    return f"{load[0]:.1f} programs on average wanted to run on {facts['cores']} cores already"
+    return f"other programs used {used:.1f} of {cores} cores"
 
 
 def usable_cores() -> int:
@@ -116,7 +120,7 @@ def _reasons(facts: Mapping[str, Any], no_gpu: str | None, outcomes: Mapping[str
 def _conditions(reader: Reader, clocks: Outcome) -> dict[str, Any]:
     return {"cpu_clock_mhz": _cpu_clocks(reader, "scaling_cur_freq"), "gpus": _gpu_conditions(clocks) or _tegra(reader),
             "temperatures_celsius": _temperatures(reader), "load_average": _load(reader),
-            "memory_available_bytes": _available(reader)}
+            "cores_in_use": _cores_in_use(reader), "memory_available_bytes": _available(reader)}
 
 
 def _governors(reader: Reader) -> str | None:
@@ -175,6 +179,25 @@ def _load(reader: Reader) -> list[float] | None:
     """Programs that ran or wanted to, on average of 1, 5 and 15 minutes."""
     text = reader.text("proc/loadavg")
     return [float(value) for value in text.split()[:3]] if text else None
+
+
+def _cores_in_use(reader: Reader) -> float | None:
+    """Cores that were not idle over WATCHED seconds in which this process slept."""
+    before = _ticks(reader)
+    time.sleep(WATCHED)
+    after = _ticks(reader)
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    idle, every = after[0] - before[0], after[1] - before[1]
+    return after[2] * (1 - idle / every)
+
+
+def _ticks(reader: Reader) -> tuple[int, int, int] | None:
+    """(ticks in which cores were idle or waited for a disk, ticks of all kinds, cores) since the machine began."""
+    lines = (reader.text("proc/stat") or "").splitlines()
+    cores = sum(line.startswith("cpu") and not line.startswith("cpu ") for line in lines)
+    ticks = [int(word) for word in lines[0].split()[1:9]] if cores else []  # guests are in the first ones
+    return (ticks[3] + ticks[4], sum(ticks), cores) if len(ticks) == 8 else None
 
 
 def _available(reader: Reader) -> int | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results_file
+from benchmarks.goals import NOT_MEASURED, Outcome, evaluate
 from benchmarks.report_pairs import joined
 from benchmarks.report_text import (
     FACTS,
@@ -48,9 +49,9 @@ SHOWN = ("miou", "worst_delta", "delta/worse_0.01", "delta/worse_0.05", "delta/w
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table for each result, with its machine and commit below it; each line ends with a newline. A latency result
-    has the accuracy of those rows in it that another of the results judged, a column for each set of sentences. Raises
-    UserError without a result."""
+    """A table for each result, with its machine and commit below it, then the targets that the results can tell of;
+    each line ends with a newline. A latency result has the accuracy of those rows in it that another of the results
+    judged, a column for each set of sentences. Raises UserError without a result."""
     if not results:
         raise UserError("expected at least one result file, received none")
     judged = {sentences: {id(pair.row): pair.miou for pair in pairs} for sentences, pairs in joined(results).items()}
@@ -58,7 +59,17 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     timed = [result for result in results if not _only_accuracy(result)] or list(results)
     parts = ["\n".join([*_table(result, accuracy), "", _origin(result)]) for result in timed]
     parts += [f"Accuracy: {_origin(result)}" for result in results if result not in timed]
+    targets = [_target(outcome) for outcome in evaluate(results) if outcome.state != NOT_MEASURED]
+    parts += ["Ratios of medians of one run:", "\n".join(targets)] if targets else []
     return "\n\n".join(parts) + "\n"
+
+
+def _target(outcome: Outcome) -> str:
+    """A line of a list: "- a frame of small / a frame of base: 0.21 (0.20 – 0.22), at most 0.30: met"."""
+    sure = interval(outcome.low, outcome.high, "{:.3f}".format)
+    bound = outcome.goal.at_most
+    asked = "" if bound is None else f", at most {bound:.2f}: {outcome.state}"
+    return f"- {outcome.goal.name}: {outcome.ratio:.3f}{f' ({sure})' if sure else ''}{asked}"
 
 
 def _only_accuracy(result: Mapping[str, Any]) -> bool:

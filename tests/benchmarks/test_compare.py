@@ -12,8 +12,8 @@ from benchmarks.compare import compare_results, main, table
 from benchmarks.intervals import FASTER, NOISE, SLOWER, summary
 from talent.errors import UserError
 
-MACHINE = {"cpu": "Processor 8", "cores": 4, "driver": None, "power_mode": "MAXN", "gpus": [],
-           "before": {"load_average": [0.1, 0.1, 0.1]}}
+MACHINE = {"cpu": "Processor 8", "cores": 4, "cores_of_machine": 4, "driver": None, "power_mode": "MAXN", "gpus": [],
+           "before": {"cores_in_use": 0.1}}
 
 
 def times(median: float, *, seed: int, rounds: int = 6):
@@ -104,7 +104,7 @@ def test_another_machine_settings_and_versions_are_said_first():
     after = result(row("a", seed=2), settings={"threads": 4, "samples": 5, "bundles": elsewhere},
                    versions={"python": "3.12"}, dirty=True, commit="0123456789abcdef",
                    machine={**MACHINE, "cpu": "Processor 9", "power_mode": None, "gpus": [{"name": "Orin"}],
-                            "before": {"load_average": [3.5, 1.0, 1.0]}})
+                            "before": {"cores_in_use": 3.5}})
     lines = table(compare_results(before, after)).splitlines()
     assert lines[:7] == [
         'WARNING: another machine: cpu is "Processor 8" before and "Processor 9" after',
@@ -112,8 +112,7 @@ def test_another_machine_settings_and_versions_are_said_first():
         'WARNING: another machine: gpus are [] before and ["Orin"] after',
         "WARNING: other settings: threads is 2 before and 4 after",
         'WARNING: other versions: python is "3.11" before and "3.12" after',
-        "WARNING: a busy machine: when the file after was begun, 3.5 programs on average wanted to run on 4 cores "
-        "already",
+        "WARNING: a busy machine: when the file after was begun, other programs used 3.5 of 4 cores",
         "WARNING: uncommitted changes: the file after is of 0123456789ab with changes that are in no commit"]
     assert lines[7].startswith("row")
 

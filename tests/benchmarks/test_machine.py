@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -81,11 +82,30 @@ def test_a_power_mode_that_is_not_told(tmp_path):
     assert facts["power_mode"] is None and facts["unknown"]["power_mode"] == "nvpmodel -q does not say"
 
 
-@pytest.mark.parametrize(("load", "found"), [
-    ([2.1, 0.0, 0.0], "2.1 programs on average wanted to run on 4 cores already"), ([1.9, 9.0, 9.0], None),
-    (None, None)])
-def test_a_busy_machine(load, found):
-    assert busy({"cores": 4, "before": {"load_average": load}}) == found
+@pytest.mark.parametrize(("used", "found"), [(0.9, "other programs used 0.9 of 4 cores"), (0.7, None), (None, None)])
+def test_a_busy_machine(used, found):
+    assert busy({"cores_of_machine": 4, "before": {"cores_in_use": used}}) == found
+
+
+def stat(idle: int, busy_ticks: int) -> str:
+    """/proc/stat of two cores: user nice system idle iowait irq softirq steal guest guest_nice."""
+    return f"cpu  {busy_ticks} 0 0 {idle} 0 0 0 0 7 0\ncpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\nintr 5\n"
+
+
+def test_cores_in_use_are_those_of_a_moment(tmp_path, monkeypatch):
+    reader = machines.play(tmp_path, files={"proc/stat": stat(1000, 500)})
+    assert conditions(reader)["cores_in_use"] is None, "no time went by"
+    monkeypatch.setattr("time.sleep", lambda seconds: (tmp_path / "proc/stat").write_text(stat(1025, 575)))
+    (tmp_path / "proc/stat").write_text(stat(1000, 500))
+    assert conditions(reader)["cores_in_use"] == pytest.approx(2 * 0.75)
+    (tmp_path / "proc/stat").unlink()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert conditions(reader)["cores_in_use"] is None
+
+
+def test_the_cores_of_this_machine():
+    used = conditions()["cores_in_use"]
+    assert used is None or 0 <= used <= os.cpu_count()
 
 
 def test_conditions_are_those_of_now(tmp_path):

@@ -339,7 +339,11 @@ def test_markdown_has_the_numbers_the_machine_and_the_commit(latency, accuracy):
     assert len({line.count("|") for line in lines[:5]}) == 1
     assert "Processor <8>, 2 cores, 2 threads" in text and "commit `0123456789`, 2026-11-23. Emulated: &lt;not>" in text
     assert "torch 2.99.1, onnxruntime 1.99.2" in text and "tensorrt" not in text.lower().replace("onnxruntime", "")
-    assert lines[-1].startswith("Accuracy: ") and text.endswith("\n")
+    assert lines[-7].startswith("Accuracy: ") and text.endswith("\n")
+    frames = [row["stages"]["frame"]["p50_ms"] for row in latency["rows"]]
+    ratio = rf"{frames[2] / frames[0]:.3f} \([\d.]+ – [\d.]+\)"
+    assert re.fullmatch(rf"- a frame, .* official style: {ratio}, at most 0.62: met", lines[-3])
+    assert sum(line.startswith("- ") for line in lines) == 3, "what was not measured is no line"
     assert "with local changes" in markdown([{**latency, "dirty": True}])
 
 
