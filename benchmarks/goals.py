@@ -115,7 +115,7 @@ def judge(goal: Goal, result: Mapping[str, Any]) -> Outcome:
     threads = result["settings"].get("threads")
     if goal.threads not in (None, threads):
         raise NotMeasured(f"it holds for {goal.threads} CPU threads, {result['title']!r} had {threads}")
-    compared = compare(_rounds(result, goal.against), _rounds(result, goal.of))
+    compared = compare(_rounds(result, goal.against), _rounds(result, goal.of), paired=True)
     state = MEASURED if goal.at_most is None else MET if compared.ratio <= goal.at_most else MISSED
     return Outcome(goal, state, compared.ratio, compared.low, compared.high, result["title"], result["commit"],
                    result["dirty"])

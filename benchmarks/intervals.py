@@ -78,14 +78,20 @@ class Comparison:
     verdict: str
 
 
-def compare(before: Rounds, after: Rounds, *, least: float = LEAST) -> Comparison:
-    """Whether `after` takes less or more time: its interval lies on one side of 1, and it is by `least` at least."""
+def compare(before: Rounds, after: Rounds, *, least: float = LEAST, paired: bool = False) -> Comparison:
+    """Whether `after` takes less or more time: its interval lies on one side of 1, and it is by `least` at least.
+
+    paired: both are rows of one run, whose rounds were interleaved. The same rounds are drawn of both then, because
+    what disturbed a round disturbed both. Raises ValueError for paired runs of different numbers of rounds.
+    """
+    if paired and len(before) != len(after):
+        raise ValueError(f"expected paired runs of as many rounds, received {len(before)} and {len(after)}")
     ratio = float(np.median(np.concatenate(after)) / np.median(np.concatenate(before)))
     if min(len(before), len(after)) < LEAST_ROUNDS:
         return Comparison(ratio, None, None, UNKNOWN)
     generator = np.random.default_rng(SEED)
     tail = _tail(min(len(before), len(after)))
-    drawn = _drawn(after, generator) / _drawn(before, generator)
+    drawn = _drawn(after, generator) / _drawn(before, np.random.default_rng(SEED) if paired else generator)
     low, high = (float(value) for value in np.quantile(drawn, (tail, 1 - tail)))
     verdict = NOISE
     if high < 1 and ratio <= 1 - least:

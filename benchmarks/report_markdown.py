@@ -68,7 +68,7 @@ def _target(outcome: Outcome) -> str:
     """A line of a list: "- a frame of small / a frame of base: 0.21 (0.20 – 0.22), at most 0.30: met"."""
     sure = interval(outcome.low, outcome.high, "{:.3f}".format)
     bound = outcome.goal.at_most
-    asked = "" if bound is None else f", at most {bound:.2f}: {outcome.state}"
+    asked = "" if bound is None else f", at most {bound:.2f}: {outcome.state}{'' if outcome.sure else ', within noise'}"
     return f"- {outcome.goal.name}: {outcome.ratio:.3f}{f' ({sure})' if sure else ''}{asked}"
 
 

@@ -15,6 +15,7 @@ import datetime
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from talent.errors import UserError
 from talent.files import atomic_write
 
 SCHEMA = 1
+INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")  # objects and lists with none in them are written as one line
+LINE_ENDS = re.compile(r"\s*\n\s*")  # no text in JSON has one in it
 DIRTY = "-dirty"  # how talent.provenance.commit ends where tracked files were changed
 TIMES = ("p50_ms", "p90_ms", "p99_ms", "mean_ms")
 INTERVAL = ("ci_low_ms", "ci_high_ms")  # None where one round says nothing of the others
@@ -70,8 +73,9 @@ def write(path: str | Path, result: Mapping[str, Any]) -> None:
     """Write a result, whole or not at all. Raises UserError where it has another shape, or the file cannot be made."""
     check(result, str(path))
     with atomic_write(path) as temporary:
-        text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+        short = INNERMOST.sub(lambda found: LINE_ENDS.sub(" ", found[0]), text)
+        temporary.write_text(short + "\n", encoding="utf-8")
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def _latency(out: Path, name: str, call: Sequence[object]) -> Step:
 
 
 def _parity(out: Path, name: str, call: Sequence[object]) -> Step:
-    return _step("parity.py", parity.main, [*call, "--json", out / f"{name}.json", "--worst", out / f"{name}.png"])
+    return _step("parity.py", parity.main, [*call, "--json", out / f"{name}.json", "--worst", out / f"{name}.jpg"])
 
 
 def _scaling(out: Path, name: str, call: Sequence[object]) -> Step:

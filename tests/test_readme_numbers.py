@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from benchmarks import results_file
 from benchmarks.contenders import ONNX_RUNTIME
 from benchmarks.report import main
-from benchmarks.report_markdown import RESULTS, UPDATE, markdown, stale, updated
+from benchmarks.report_markdown import BLOCK, RESULTS, UPDATE, markdown, stale, updated
 from talent.errors import UserError
 from tests.benchmarks.made_results import latency_result, parity_result, timed_row
 
@@ -49,7 +50,17 @@ def update(project) -> int:
 
 
 def test_the_numbers_of_this_readme_are_those_of_its_result_files():
-    assert stale((ROOT / "README.md").read_text(encoding="utf-8"), ROOT) == []
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) >= 3 and stale(text, ROOT) == []
+
+
+def test_published_results_are_of_a_commit_and_of_no_folder_of_somebody():
+    for path in sorted((ROOT / RESULTS).glob("*-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "schema" in result:
+            assert len(result["commit"]) == 40 and not result["dirty"], path.name
+            named = [*result["command"], *(row["source"] for row in result["rows"])]
+            assert not any(word.startswith(("/", "..")) for word in named), path.name
 
 
 def test_an_update_fills_every_table_and_nothing_else(project, capsys):

@@ -101,6 +101,18 @@ def test_few_rounds_give_no_verdict(before):
     assert (found.verdict, found.low, found.ratio) == (UNKNOWN, None, 5.0)
 
 
+def test_rows_of_one_run_are_compared_round_by_round():
+    """Half of the rounds are slow for both: their ratio is as sure as ever."""
+    generator = np.random.default_rng(6)
+    slow = np.where(np.arange(10) < 5, 1.0, 1.5)[:, None]
+    before, after = ((median * slow * generator.normal(1, 0.01, (10, 4))).tolist() for median in (10, 8))
+    paired, apart = compare(before, after, paired=True), compare(before, after)
+    assert 0.78 < paired.low < 0.8 < paired.high < 0.82 and paired.ratio == apart.ratio
+    assert apart.high - apart.low > 10 * (paired.high - paired.low)
+    with pytest.raises(ValueError, match="received 10 and 9"):
+        compare(before, after[1:], paired=True)
+
+
 def test_the_same_rounds_give_the_same_interval():
     made = rounds(np.random.default_rng(4))
     assert interval(made) == interval(made) and all(map(math.isfinite, interval(made)))

@@ -33,6 +33,13 @@ def test_a_result_comes_back_as_it_was_written(result, tmp_path):
     assert result["rows"][0]["stages"]["frame"]["samples_ms"] == [[1.0, 2.0], [3.0, 4.0], [2.0, 2.0]]
 
 
+def test_runs_of_a_round_are_one_line_whatever_the_words_are(result, tmp_path):
+    result["notes"] = ["a [b {c", "d\ne}]", '"\\n']
+    results_file.write(tmp_path / "result.json", result)
+    assert results_file.read(tmp_path / "result.json") == result
+    assert "[ 3.0, 4.0 ]" in [line.strip(" ,") for line in (tmp_path / "result.json").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(("said", "dirty"), [("0123abc-dirty", True), ("0123abc", False)])
 def test_uncommitted_changes_are_a_field_of_their_own(monkeypatch, said, dirty):
     monkeypatch.setattr(results_file.provenance, "commit", lambda: said)
