@@ -21,7 +21,7 @@ from talent.require import require
 CPU, CUDA = "cpu", "cuda"
 SIDE = {CPU: 2048, CUDA: 4096}  # of the matrices
 CALLS = {CPU: 1, CUDA: 20}  # in one run: a GPU is asked for many before it is waited for
-RUNS = 4  # of each product, besides one that allocates
+RUNS = 10  # of each product, besides one that allocates
 PRECISIONS = {CPU: ("fp32",), CUDA: ("fp32", "fp16")}
 """What has a peak that is measured here: a CPU emulates FP16, and INT8 bundles compute in several types. On a GPU FP32
 is without TF32, which TensorRT may use: there its share of this peak can be above 1."""

@@ -22,6 +22,7 @@ def contender(**arguments) -> Contender:
 def played(monkeypatch, *libraries: str) -> list[str]:
     """Products that take the SECONDS of their library, again and again; returns who was called."""
     called: list[str] = []
+    monkeypatch.setattr(peak, "RUNS", 4)
     monkeypatch.setattr(peak, "_products", lambda kind, threads: (
         [lambda name=name: called.append(name) for name in libraries], [] if libraries else ["no torch", "no onnx"]))
 
