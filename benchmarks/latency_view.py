@@ -96,10 +96,15 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
         values = [(row["facts"].get(name), form) for name, form in columns.values()]
         lines.append([row["name"], *("-" if value is None else form(value) for value, form in values)])
     reasons = dict.fromkeys(row["facts"].get("energy_reason") for row in result["rows"])
-    peaks = ", ".join(f"{peak:.0f} GFLOP/s ({kind})" for kind, peak in
-                      result["machine"].get("peak_gflop_per_second", {}).items())
-    return ["", *aligned(lines, left=1), *([f"peak, of a product of large matrices: {peaks}"] if peaks else []),
+    return ["", *aligned(lines, left=1), *filter(None, [peaks(result)]),
             *(f"no energy: {reason}" for reason in reasons if reason), ""]
+
+
+def peaks(result: Mapping[str, Any]) -> str:
+    """What "of peak" is a share of, as one line; empty where it was not measured."""
+    measured = result["machine"].get("peak_gflop_per_second") or {}
+    each = ", ".join(f"{peak:.0f} GFLOP/s ({kind})" for kind, peak in measured.items())
+    return f"peak, of a product of large matrices: {each}" if each else ""
 
 
 def draw_chart(result: Mapping[str, Any], path: str | Path) -> None:

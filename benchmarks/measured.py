@@ -35,8 +35,8 @@ def network_of(result: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from talent.checkpoint import WEIGHTS, load_checkpoint  # torch, which the bundles do not need
+    from talent.checkpoint import WEIGHTS, load_config  # torch, which the bundles do not need
 
-    config = load_checkpoint(path).config
+    config = load_config(path)
     return {"name": str(path), "preset": config.preset, "image_size": config.image_size,
             "sha256": provenance.sha256(path / WEIGHTS)}

@@ -8,7 +8,7 @@ fastest run counts: a peak is what nothing disturbed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +81,7 @@ def _seconds(run: Run) -> float:
 
 def _products(kind: Kind, threads: int) -> tuple[list[Run], list[str]]:
     """(a run per library, why the others are missing)."""
-    makers: Mapping[str, tuple[Callable[[str, int], Run], ...]] = {CPU: (_torch_product, _onnx_runtime_product),
-                                                                   CUDA: (_torch_product,)}
+    makers = {CPU: (_torch_product, _onnx_runtime_product), CUDA: (_torch_product,)}
     runs, reasons = [], []
     for make in makers[kind.device]:
         try:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import MEASURED, MET, MISSED, NOT_MEASURED, Outcome
+from benchmarks.latency_view import peaks
 from benchmarks.page_style import BASE_STYLE
 from benchmarks.report_plots import latency_bars, parity_against_latency, parity_strips, scaling_curves
 from benchmarks.report_table import fact_table, goal_table, origin_table, stage_table, text
-from benchmarks.report_text import asked_about, coverage, fact, peaks, place_of, rounds_of
+from benchmarks.report_text import asked_about, coverage, fact, place_of, rounds_of
 from talent.files import atomic_write
 
 

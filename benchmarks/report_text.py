@@ -123,13 +123,6 @@ def asked_about(result: Mapping[str, Any]) -> str:
     return f"{Sentences.of(result)}; changes against {result['settings']['reference']}"
 
 
-def peaks(result: Mapping[str, Any]) -> str:
-    """What "of peak" is a share of, as one line; empty where it was not measured."""
-    measured = result["machine"].get("peak_gflop_per_second") or {}
-    each = ", ".join(f"{peak:.0f} GFLOP/s ({kind})" for kind, peak in measured.items())
-    return f"peak, of a product of large matrices: {each}" if each else ""
-
-
 @contextlib.contextmanager
 def as_written(where: str) -> Iterator[None]:
     """While something is made of a result: what its content causes becomes a UserError that begins with `where`.

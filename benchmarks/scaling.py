@@ -71,7 +71,7 @@ from benchmarks.scaling_points import (  # noqa: E402
     run_once,
 )
 from deploy.bundle import Bundle  # noqa: E402
-from talent.checkpoint import load_checkpoint  # noqa: E402
+from talent.checkpoint import load_checkpoint, load_config  # noqa: E402
 from talent.errors import UserError, command  # noqa: E402
 from talent.image_size import SIZES  # noqa: E402
 
@@ -129,7 +129,7 @@ def benchmark(checkpoint: Path, *, values: Mapping[str, Sequence[int]], bundles:
     """
     threads = threads or usable_cores()
     own = given_bundles(checkpoint, bundles, precision=precision)
-    usual = {PROMPTS: 1, SIZE: load_checkpoint(checkpoint).config.image_size, BATCH: 1}
+    usual = {PROMPTS: 1, SIZE: load_config(checkpoint).image_size, BATCH: 1}
     counted = values.keys() - {SIZE}
     sizes = sorted({*values.get(SIZE, ()), *([usual[SIZE]] if counted else [])})
     check_sizes(own, sizes, checkpoint=checkpoint, precision=precision, backend=backend)

@@ -20,7 +20,7 @@ from deploy.runtime.segmenter import Segmenter
 from deploy.runtime.tensorrt import RUNTIMES
 from deploy.targets import build_command
 from talent import provenance
-from talent.checkpoint import CONFIG, WEIGHTS, load_checkpoint
+from talent.checkpoint import CONFIG, WEIGHTS, load_config
 from talent.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ def given_bundles(checkpoint: Path, given: Iterable[Path], *, precision: str) ->
     for bundle in own.values():
         bundle.check_precision(precision)
     if own and not (checkpoint / WEIGHTS).is_file():
-        load_checkpoint(checkpoint)  # it says what is missing
+        load_config(checkpoint)  # it says what is missing
     weights = provenance.sha256(checkpoint / WEIGHTS) if own else ""
     for bundle in own.values():
         if bundle.source.get("sha256") != weights:

@@ -85,18 +85,18 @@ def _times(axes: Any, rows: list[Mapping[str, Any]], series: Mapping[str, Any], 
     intervals = "" if np.isnan(highs).all() else " with its 95 % interval"
     axes.errorbar(values, medians, yerr=[medians - lows, highs - medians], fmt="o", color=MEASURED, markersize=5,
                   capsize=3, label=f"{series['stage']}, median{intervals}")
-    scaled = np.array(values, float)
-    labelled = spread(scaled)
+    across = np.array(values, float)
+    labelled = spread(across)
     tops = np.fmax(medians, highs)
     for index in labelled:
         if values[index] != series["anchor"]:
-            _deviation(axes, rows[index]["facts"], tops[index], tops[np.abs(scaled - scaled[index])
-                                                                   <= ROOM / 2 * np.ptp(scaled)].max())
+            _deviation(axes, rows[index]["facts"], tops[index], tops[np.abs(across - across[index])
+                                                                   <= ROOM / 2 * np.ptp(across)].max())
     axes.set_xticks([values[index] for index in labelled], [str(values[index]) for index in labelled])
     axes.set_xticks([value for value in values if value not in axes.get_xticks()], [], minor=True)
     axes.set_title(LABELS[name], loc="left", fontsize=11)
     axes.set_ylabel("milliseconds")
-    below_legend = max(tops[scaled <= scaled[0] + LEGEND * np.ptp(scaled)].max(), predicted[int(LEGEND * PLACES)])
+    below_legend = max(tops[across <= across[0] + LEGEND * np.ptp(across)].max(), predicted[int(LEGEND * PLACES)])
     axes.set_ylim(0, max(1.2 * tops.max(), 1.2 * predicted.max(), below_legend / (1 - LINE * (len(parts) + 4))))
     axes.margins(x=0.07)
     axes.legend(loc="upper left", framealpha=0.8, edgecolor="none", fontsize=8, reverse=True)

@@ -91,13 +91,16 @@ def network_of(config: ModelConfig, lora: LoraSettings | None, weights: dict[str
     return model.eval()
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint directory; the model is in eval mode, LoRA factors unmerged.
+def load_config(path: str | Path) -> ModelConfig:
+    """The sizes of a checkpoint directory's network, without reading its weights.
 
-    Raises UserError where the directory is missing, incomplete, of a newer format, or does not fit its config.
+    Raises UserError where the directory is missing, incomplete or of a newer format.
     """
-    path = Path(path)
-    safetensors = require("safetensors", extra="train")
+    return _settings(Path(path), _content(Path(path)))[0]
+
+
+def _content(path: Path) -> dict:
+    """What CONFIG says, of a directory that has all files of a checkpoint. Raises UserError."""
     yaml = require("yaml", extra="train")
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: expected a directory with {WEIGHTS}, {TOKENIZER} and {CONFIG}; "
@@ -116,9 +119,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if content.get("format") != FORMAT:
         raise UserError(f"{path / CONFIG}: expected format {FORMAT}, received {content.get('format')!r}; "
                         "a newer talent-edge wrote it: pip install --upgrade talent-edge")
+    return content
+
+
+def _settings(path: Path, content: dict) -> tuple[ModelConfig, LoraSettings | None]:
+    """content: of CONFIG in the directory `path`. Raises UserError."""
     try:
         config = ModelConfig.from_dict(content["model"])
-        lora = LoraSettings.from_dict(content["lora"]) if content.get("lora") else None
+        return config, LoraSettings.from_dict(content["lora"]) if content.get("lora") else None
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from error
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint directory; the model is in eval mode, LoRA factors unmerged.
+
+    Raises UserError where the directory is missing, incomplete, of a newer format, or does not fit its config.
+    """
+    path = Path(path)
+    safetensors = require("safetensors", extra="train")
+    content = _content(path)
+    config, lora = _settings(path, content)
+    try:
         with safetensors.safe_open(path / WEIGHTS, framework="pt") as file:
             weights = {key: _loaded(file.get_tensor(key)) for key in file.keys()}
         model = network_of(config, lora, weights)

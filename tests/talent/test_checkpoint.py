@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from talent.checkpoint import CONFIG, TOKENIZER, WEIGHTS, load_checkpoint, new_checkpoint, save_checkpoint
+from talent.checkpoint import CONFIG, TOKENIZER, WEIGHTS, load_checkpoint, load_config, new_checkpoint, save_checkpoint
 from talent.errors import UserError
 from talent.model.lora import LoraSettings
 from tests.networks import CONFIGS, TINY, checkpoint, inputs
@@ -120,6 +120,15 @@ def test_missing_directory(tmp_path):
 def test_missing_file(saved, name):
     (saved / name).unlink()
     assert f"{name} is missing" in refused(saved)
+
+
+def test_the_config_alone_is_that_of_the_checkpoint_and_needs_no_weights(saved):
+    wanted = load_checkpoint(saved).config
+    (saved / WEIGHTS).write_bytes(b"no weights")
+    assert load_config(saved) == wanted
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=f"{WEIGHTS} is missing"):
+        load_config(saved)
 
 
 def test_newer_format(saved):
